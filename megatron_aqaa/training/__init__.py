@@ -1,0 +1,1 @@
+"""Training loops, steps, optimizer and what keeps a long run alive."""

@@ -1,0 +1,237 @@
+"""A chain of commands that need each other: each runs once, side by side where cores allow.
+
+A finished stage leaves `<run>/stages/<name>.json` with a digest of its command, its configuration file and the
+digests of the stages it needs. The same digest is not run again; another one clears the stage's outputs first.
+An interrupted stage leaves no record and is started again; its own tool then continues where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the chain.
+
+    Attributes:
+        name: unique; also the name of its log and record.
+        command: words of the command line; `{run}` stands for the run directory.
+        needs: names of stages that must be finished first.
+        outputs: paths below the run directory that the stage writes.
+        cores: processor cores it keeps busy.
+        expected_s: usual duration on two quiet cores, for the ETA.
+        quick: further words for the reduced run.
+        quick_expected_s: usual duration of the reduced run.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    cores: int = 1
+    expected_s: float = 10.0
+    quick: tuple[str, ...] = ()
+    quick_expected_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class ChainConfig:
+    """The stages, and how many cores they may share."""
+
+    stages: tuple[Stage, ...]
+    cores: int = 2
+
+
+class StageFailed(RuntimeError):
+    """A stage ended with an error; the message holds the end of its log."""
+
+
+@dataclass
+class _Running:
+    stage: Stage
+    process: subprocess.Popen[bytes]
+    log: Path
+    file: IO[bytes]
+    started_s: float = field(default_factory=time.monotonic)
+
+
+class Chain:
+    """Runs the stages of `config` in `run`.
+
+    Args:
+        config: the stages.
+        run: directory for outputs, logs and records.
+        quick: the reduced run.
+    """
+
+    def __init__(self, config: ChainConfig, run: Path, quick: bool = False) -> None:
+        self.config, self.run_directory, self.quick = config, run, quick
+        self.stages = {stage.name: stage for stage in config.stages}
+        for stage in config.stages:
+            for need in stage.needs:
+                if need not in self.stages:
+                    raise ValueError(f"stage {stage.name}: needs {need!r}, which is not a stage")
+        self.digests: dict[str, str] = {}
+        for stage in config.stages:
+            self.digests[stage.name] = self._digest(stage)
+
+    def run(self) -> list[dict[str, Any]]:
+        """Run what is not finished; returns one record a stage: name, seconds, status, digest.
+
+        Raises:
+            StageFailed: a command ended with a non-zero code; the others are stopped cleanly.
+            KeyboardInterrupt: after ctrl-C was passed on and every command has saved and ended.
+        """
+        (self.run_directory / "stages").mkdir(parents=True, exist_ok=True)
+        (self.run_directory / "logs").mkdir(exist_ok=True)
+        waiting = [stage for stage in self.config.stages if not self._finished(stage)]
+        for name in self.stages.keys() - {stage.name for stage in waiting}:
+            print(f"{name}: finished earlier, kept")
+        running: list[_Running] = []
+        shown_s = time.monotonic()
+        try:
+            while waiting or running:
+                waiting = self._start_ready(waiting, running)
+                time.sleep(0.1)
+                running = [job for job in running if not self._collect(job)]
+                if time.monotonic() - shown_s > 15:
+                    shown_s = time.monotonic()
+                    self._show(waiting, running)
+        except BaseException:
+            _stop(running)
+            raise
+        return [self._record(stage) for stage in self.config.stages]
+
+    def _start_ready(self, waiting: list[Stage], running: list[_Running]) -> list[Stage]:
+        """Start every stage whose needs are met while cores are free; returns those still waiting."""
+        still_waiting = []
+        unfinished = {stage.name for stage in waiting} | {job.stage.name for job in running}
+        for stage in waiting:
+            free = self.config.cores - sum(job.stage.cores for job in running)
+            if unfinished.isdisjoint(stage.needs) and stage.cores <= max(free, 0) + (
+                self.config.cores if not running else 0
+            ):
+                running.append(self._start(stage))
+            else:
+                still_waiting.append(stage)
+        return still_waiting
+
+    def _start(self, stage: Stage) -> _Running:
+        record = self.run_directory / "stages" / f"{stage.name}.json"
+        if record.exists():  # finished earlier with other settings: nothing of that may leak into this run
+            record.unlink()
+            for output in stage.outputs:
+                _remove(self.run_directory / output)
+        log = self.run_directory / "logs" / f"{stage.name}.log"
+        file = log.open("wb")
+        command = [sys.executable if word == "python" else word for word in self._command(stage)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        print(f"{stage.name}: started (usually {self._expected_s(stage):.0f} s)", flush=True)
+        # a session of its own, so that ctrl-C reaches it once, from here
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+        return _Running(stage, process, log, file)
+
+    def _collect(self, job: _Running) -> bool:
+        """True once the job has ended; writes its record."""
+        code = job.process.poll()
+        if code is None:
+            return False
+        job.file.close()
+        seconds = time.monotonic() - job.started_s
+        if code != 0:
+            tail = "\n".join(job.log.read_text(errors="replace").splitlines()[-25:])
+            raise StageFailed(f"stage {job.stage.name} ended with code {code}; the end of {job.log}:\n{tail}")
+        record = {
+            "name": job.stage.name,
+            "seconds": round(seconds, 1),
+            "status": "finished",
+            "digest": self.digests[job.stage.name],
+        }
+        path = self.run_directory / "stages" / f"{job.stage.name}.json"
+        path.write_text(json.dumps(record))
+        print(f"{job.stage.name}: finished in {seconds:.0f} s", flush=True)
+        return True
+
+    def _show(self, waiting: list[Stage], running: list[_Running]) -> None:
+        now = time.monotonic()
+        left = {s.name: self._expected_s(s) * s.cores for s in waiting}
+        for job in running:
+            left[job.stage.name] = max(self._expected_s(job.stage) - (now - job.started_s), 1.0) * job.stage.cores
+            print(f"  {_last_line(job.log) or job.stage.name}")
+        print(
+            f"  … {len(waiting)} stages to come, about {sum(left.values()) / self.config.cores / 60:.1f} min left",
+            flush=True,
+        )
+
+    def _finished(self, stage: Stage) -> bool:
+        path = self.run_directory / "stages" / f"{stage.name}.json"
+        present = all((self.run_directory / output).exists() for output in stage.outputs)
+        return path.exists() and present and json.loads(path.read_text())["digest"] == self.digests[stage.name]
+
+    def _record(self, stage: Stage) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self.run_directory / "stages" / f"{stage.name}.json").read_text())
+        return record
+
+    def _command(self, stage: Stage) -> list[str]:
+        words = stage.command + (stage.quick if self.quick else ())
+        return [word.replace("{run}", str(self.run_directory)) for word in words]
+
+    def _expected_s(self, stage: Stage) -> float:
+        return stage.quick_expected_s if self.quick else stage.expected_s
+
+    def _digest(self, stage: Stage) -> str:
+        digest = hashlib.sha256("\0".join(self._command(stage)).encode())
+        for word in stage.command:
+            if word.endswith(".yaml") and Path(word).is_file():
+                digest.update(Path(word).read_bytes())
+        for need in stage.needs:
+            if need not in self.digests:
+                raise ValueError(f"stage {stage.name}: must come after {need!r}, which it needs")
+            digest.update(self.digests[need].encode())
+        return digest.hexdigest()[:16]
+
+
+def _stop(running: list[_Running]) -> None:
+    """Ask every command to save and end, once; wait for it; kill what does not end within a minute."""
+    for job in running:
+        if job.process.poll() is None:
+            os.killpg(job.process.pid, signal.SIGINT)
+    deadline_s = time.monotonic() + 60
+    for job in running:
+        try:
+            job.process.wait(timeout=max(0.1, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(job.process.pid, signal.SIGKILL)
+        job.file.close()
+
+
+def _last_line(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 1000))
+        lines = file.read().decode(errors="replace").replace("\r", "\n").strip().splitlines()
+    return lines[-1][:150] if lines else ""
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()

@@ -1,0 +1,55 @@
+"""Everything that one language-model run is made of: one YAML file, one record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_aqaa.data.datasets import DataConfig
+from megatron_aqaa.model.config import ModelConfig
+from megatron_aqaa.platform import ParallelConfig
+from megatron_aqaa.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, how big, where from.
+
+    Attributes:
+        steps: optimizer steps in all, those of earlier sessions included.
+        micro_batch_size: sequences per forward pass of one data-parallel rank.
+        global_batch_size: sequences per optimizer step over all ranks.
+        save_interval: steps between checkpoints; one is always written at the end and on a stop signal.
+        keep_checkpoints: newest checkpoints to keep.
+        seed: initial weights and data order.
+        init_from: run or checkpoint directory whose weights (not optimizer) the run starts from.
+        code_vectors: `.npz` with `linguistic [1024, D]` and `semantic [4096, D]`: embedding and head rows of the
+            audio codes start from a random projection of these, so that similar codes start alike.
+    """
+
+    steps: int
+    micro_batch_size: int
+    global_batch_size: int
+    save_interval: int = 500
+    keep_checkpoints: int = 2
+    seed: int = 0
+    init_from: Path | None = None
+    code_vectors: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A language-model run.
+
+    Attributes:
+        run: directory for checkpoints, `log.jsonl` and the resolved configuration.
+        vocabulary: YAML file with the id layout.
+    """
+
+    run: Path
+    vocabulary: Path
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    training: LoopConfig
+    parallel: ParallelConfig = ParallelConfig()

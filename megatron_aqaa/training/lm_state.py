@@ -1,0 +1,136 @@
+"""Model, optimizer, schedule and position of a language-model run: built, saved, resumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_aqaa.checkpoint import store
+from megatron_aqaa.model import build_model
+from megatron_aqaa.training.lm_config import TrainConfig
+from megatron_aqaa.training.optimizer import build_optimizer, build_scheduler
+from megatron_aqaa.vocabulary import Vocabulary
+
+
+@dataclass
+class TrainState:
+    """All that changes while a run trains.
+
+    Attributes:
+        model_chunks: DDP-wrapped models of this rank, one per virtual pipeline stage.
+        optimizer: Megatron optimizer.
+        scheduler: learning-rate schedule.
+        step: optimizer steps done.
+        consumed_samples: sequences read so far over all ranks; the data position.
+    """
+
+    model_chunks: list[Any]
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    step: int = 0
+    consumed_samples: int = 0
+
+    def sharded(self, *, is_loading: bool) -> dict[str, Any]:
+        """Megatron sharded state dict of everything above."""
+        state = store.model_state(self.model_chunks)
+        weights = state["model"] if len(self.model_chunks) == 1 else state
+        state["optimizer"] = self.optimizer.sharded_state_dict(
+            weights, is_loading=is_loading, metadata=store.OPTIMIZER_METADATA
+        )
+        state["scheduler"] = self.scheduler.state_dict()
+        state["progress"] = {"step": self.step, "consumed_samples": self.consumed_samples}
+        return state
+
+    def save(self, run: Path, keep: int) -> None:
+        """Write a checkpoint of this step."""
+        store.save_checkpoint(run, self.step, self.sharded(is_loading=False), keep)
+
+    def load(self, checkpoint: Path) -> None:
+        """Continue exactly where `checkpoint` was written, at this run's parallel layout."""
+        loaded = store.load_checkpoint(checkpoint, self.sharded(is_loading=True))
+        store.load_weights(self.model_chunks, loaded)
+        self.optimizer.load_state_dict(loaded["optimizer"])
+        self.scheduler.load_state_dict(loaded["scheduler"])
+        self.step = loaded["progress"]["step"]
+        self.consumed_samples = loaded["progress"]["consumed_samples"]
+
+
+def build_state(config: TrainConfig, vocabulary: Vocabulary) -> TrainState:
+    """Build the run at its newest checkpoint, or at its start."""
+    modules = build_model(config.model, vocabulary, config.parallel)
+    resume_from = store.latest_checkpoint(config.run)
+    if resume_from is None:
+        _initialise(modules, config, vocabulary)
+    chunks = _wrap(modules)
+    optimizer = build_optimizer(chunks, config.optimizer, modules[0].config.params_dtype)
+    scheduler = build_scheduler(optimizer, config.optimizer, config.training.steps)
+    state = TrainState(chunks, optimizer, scheduler)
+    modules[0].config.finalize_model_grads_func = finalize_model_grads
+    modules[0].config.grad_scale_func = optimizer.scale_loss
+    if resume_from is not None:
+        state.load(resume_from)
+    return state
+
+
+def _wrap(modules: list[Any]) -> list[Any]:
+    """DDP around each chunk: fp32 gradient buffers, reduced across data-parallel ranks during backward."""
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=True
+    )
+    return [
+        DistributedDataParallel(module.config, ddp_config, module, disable_bucketing=index > 0)
+        for index, module in enumerate(modules)
+    ]
+
+
+def _initialise(modules: list[Any], config: TrainConfig, vocabulary: Vocabulary) -> None:
+    if config.training.init_from is not None:
+        store.load_model(modules, config.training.init_from)
+    if config.training.code_vectors is not None:
+        for module in modules:
+            initialise_code_rows(module, config.training.code_vectors, vocabulary)
+
+
+@torch.no_grad()
+def initialise_code_rows(module: Any, path: Path, vocabulary: Vocabulary, share: float = 0.75) -> None:
+    """Start the rows of audio codes, in embedding and head, from the codes' own vectors.
+
+    A row keeps its random part with weight `sqrt(1 − share)`; the rest is a random projection of the centred
+    code vector, scaled to the row's spread. Measured in the miniature: .65 against .35 answers right at 125
+    core-seconds.
+    """
+    tables = np.load(path)
+    starts = {"linguistic": vocabulary.linguistic_start, "semantic": vocabulary.semantic_start}
+    for weight, first_row in _vocabulary_weights(module):
+        for name, start in starts.items():
+            projected = _project(torch.from_numpy(tables[name]), weight.shape[1], float(weight.float().std()))
+            begin, end = max(start, first_row), min(start + len(projected), first_row + len(weight))
+            if begin < end:
+                rows = weight[begin - first_row : end - first_row]
+                part = projected[begin - start : end - start].to(rows)
+                rows.mul_((1.0 - share) ** 0.5).add_(part, alpha=share**0.5)
+
+
+def _project(vectors: torch.Tensor, hidden_size: int, spread: float) -> torch.Tensor:
+    """Centre [n, D], project to [n, hidden_size] by a seeded random matrix, scale to standard deviation `spread`."""
+    generator = torch.Generator().manual_seed(1)
+    centred = vectors.float() - vectors.float().mean(0)
+    projected = centred @ torch.randn(vectors.shape[1], hidden_size, generator=generator)
+    return projected / projected.std() * spread
+
+
+def _vocabulary_weights(module: Any) -> list[tuple[torch.Tensor, int]]:
+    """(weight [rows, H], first row of this rank) of the embedding and the untied head that `module` holds."""
+    found = []
+    for layer in (getattr(module, "embedding", None) and module.embedding.word_embeddings, module.output_head()):
+        if layer is not None:
+            rank = torch.distributed.get_rank(layer.tp_group)
+            found.append((layer.weight, rank * layer.weight.shape[0]))
+    return found

@@ -1,0 +1,67 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, JSON lines on disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows rate and ETA of `total` steps and appends one JSON line per report to `log_path`.
+
+    Use as a context manager; `update` may be called every step, it prints at most every `interval_s` seconds
+    where standard error is not a terminal.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        done: int = 0,
+        log_path: Path | None = None,
+        interval_s: float = 10.0,
+        silent: bool = False,
+    ) -> None:
+        self.title, self.total, self.done, self.first = title, total, done, done
+        self.log_path, self.interval_s, self.silent = log_path, interval_s, silent
+        self.started_s = self.printed_s = time.monotonic()
+        on_terminal = sys.stderr.isatty() and not silent
+        self.bar = tqdm(total=total, initial=done, desc=title, dynamic_ncols=True) if on_terminal else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.close()
+
+    def update(self, done: int, **values: float) -> None:
+        """Report that `done` steps are finished, with the values to show beside them."""
+        shown = {name: f"{value:.4g}" for name, value in values.items()}
+        if self.bar:
+            self.bar.update(done - self.done)
+            self.bar.set_postfix(shown, refresh=False)
+        elif not self.silent and (time.monotonic() - self.printed_s >= self.interval_s or done == self.total):
+            self.printed_s = time.monotonic()
+            text = " ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"{self.title}: {done}/{self.total} {text} ETA {self.eta_s(done):.0f} s", file=sys.stderr, flush=True)
+        self.done = done
+
+    def eta_s(self, done: int) -> float:
+        """Seconds left at the rate since start."""
+        elapsed_s = time.monotonic() - self.started_s
+        return elapsed_s / max(done - self.first, 1) * (self.total - done)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one JSON line to the log file, if there is one."""
+        if self.log_path:
+            with self.log_path.open("a") as file:
+                file.write(json.dumps(record) + "\n")

@@ -1,0 +1,55 @@
+"""The chain of stages: each once, again when its settings change, stopped and continued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_aqaa.training.chain import Chain, ChainConfig, Stage, StageFailed
+
+
+def writes(name: str, needs: tuple[str, ...] = (), text: str = "x") -> Stage:
+    """A stage that appends one line to its output each time it runs."""
+    code = f"open(r'{{run}}/{name}.txt', 'a').write('{text}\\n')"
+    return Stage(name, ("python", "-c", code), needs, outputs=(f"{name}.txt",))
+
+
+def runs_of(directory: Path, name: str) -> list[str]:
+    return (directory / f"{name}.txt").read_text().split()
+
+
+def test_stages_run_once_and_in_order(tmp_path: Path) -> None:
+    config = ChainConfig((writes("a"), writes("b", ("a",)), writes("c", ("a",))))
+    first = Chain(config, tmp_path).run()
+    Chain(config, tmp_path).run()
+    assert [record["name"] for record in first] == ["a", "b", "c"]
+    assert [runs_of(tmp_path, name) for name in "abc"] == [["x"]] * 3
+
+
+def test_a_changed_stage_runs_again_with_what_needs_it(tmp_path: Path) -> None:
+    Chain(ChainConfig((writes("a"), writes("b", ("a",)), writes("c"))), tmp_path).run()
+    Chain(ChainConfig((writes("a", text="y"), writes("b", ("a",)), writes("c", text="x"))), tmp_path).run()
+    assert runs_of(tmp_path, "a") == ["y"]  # the old output was cleared first
+    assert runs_of(tmp_path, "b") == ["x"]
+    assert runs_of(tmp_path, "c") == ["x"]
+
+
+def test_a_lost_output_is_made_again(tmp_path: Path) -> None:
+    config = ChainConfig((writes("a"),))
+    Chain(config, tmp_path).run()
+    (tmp_path / "a.txt").unlink()
+    Chain(config, tmp_path).run()
+    assert runs_of(tmp_path, "a") == ["x"]
+
+
+def test_failure_shows_the_end_of_the_log(tmp_path: Path) -> None:
+    bad = Stage("bad", ("python", "-c", "raise SystemExit('no such voice')"))
+    with pytest.raises(StageFailed, match="stage bad ended with code 1(.|\n)*no such voice"):
+        Chain(ChainConfig((bad,)), tmp_path).run()
+    assert not (tmp_path / "stages" / "bad.json").exists()
+
+
+def test_unknown_need_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stage b: needs 'z'"):
+        Chain(ChainConfig((writes("b", ("z",)),)), tmp_path)
