@@ -1,0 +1,1 @@
+"""Waveforms: reading and writing, mel spectrograms, pitch, synthetic speech."""
