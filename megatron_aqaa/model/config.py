@@ -1,0 +1,154 @@
+"""Size and kind of the language model, and its translation into Megatron's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_aqaa.platform import ParallelConfig
+from megatron_aqaa.platform.device import has_gpu
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder of the Step-1 family (RMSNorm, SwiGLU, grouped queries, no biases, no dropout). Megatron's names.
+
+    Attributes:
+        num_layers: transformer layers.
+        hidden_size: width of the residual stream.
+        ffn_hidden_size: width of the SwiGLU.
+        num_attention_heads: query heads.
+        num_query_groups: key/value heads.
+        kv_channels: width of one head; None for hidden_size / num_attention_heads.
+        max_sequence_length: longest sequence that will be asked for.
+        layernorm_epsilon: of RMSNorm.
+        init_method_std: standard deviation of initial weights; projections back into the residual stream start
+            smaller by the square root of twice the number of layers.
+        position_embedding: `"sqrt_alibi"` (Step-1) or `"rope"` (Llama, Qwen).
+        alibi_slope_scale: factor on the published slopes.
+        rotary_base: of `"rope"`.
+        untie_embeddings_and_output_weights: output head of its own.
+        codebook_type_embedding: add a learned vector for text, linguistic, semantic.
+        group_position_embedding: add a learned vector for the place within a group `[L L S S S]`.
+        params_dtype: of weights and activations; gradients and optimizer are fp32. `"fp64"` is for tests.
+        recompute: what backward computes again instead of keeping: nothing, the attention core, or whole layers.
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int | None = None
+    max_sequence_length: int = 32768
+    layernorm_epsilon: float = 1e-5
+    init_method_std: float = 0.02
+    position_embedding: Literal["sqrt_alibi", "rope"] = "sqrt_alibi"
+    alibi_slope_scale: float = 1.0
+    rotary_base: int = 10000
+    untie_embeddings_and_output_weights: bool = True
+    codebook_type_embedding: bool = False
+    group_position_embedding: bool = False
+    params_dtype: Literal["fp32", "bf16", "fp64"] = "bf16"
+    recompute: Literal["none", "attention", "full"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"model.num_attention_heads = {self.num_attention_heads} must be a multiple of "
+                f"num_query_groups = {self.num_query_groups}"
+            )
+        if self.kv_channels is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"model.hidden_size = {self.hidden_size} is not a multiple of num_attention_heads = "
+                f"{self.num_attention_heads}: give kv_channels"
+            )
+
+
+def to_transformer_config(model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:
+    """Megatron's configuration of `model` at the layout `parallel`.
+
+    Raises:
+        ValueError: heads, layers or width do not divide over the layout.
+    """
+    _check_divisible(model, parallel)
+    dtype = DTYPES[model.params_dtype]
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels or model.hidden_size // model.num_attention_heads,
+        layernorm_epsilon=model.layernorm_epsilon,
+        init_method_std=model.init_method_std,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        # The loss is a sum over tokens divided once by the global count: a mean per rank would double the gradient
+        # under context parallelism and weigh micro-batches by their number, not by their tokens.
+        calculate_per_token_loss=True,
+        cuda_graph_scope=[],  # its default value warns of its own deprecation
+        **_recompute(model),
+        **_platform_settings(parallel),
+    )
+
+
+def _check_divisible(model: ModelConfig, parallel: ParallelConfig) -> None:
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    stages = pipeline * (parallel.virtual_pipeline_model_parallel_size or 1)
+    for name, value, size, kind in (
+        ("num_attention_heads", model.num_attention_heads, tensor, "tensor_model_parallel_size"),
+        ("ffn_hidden_size", model.ffn_hidden_size, tensor, "tensor_model_parallel_size"),
+        ("num_layers", model.num_layers, stages, "pipeline stages"),
+    ):
+        if value % size:
+            raise ValueError(f"model.{name} = {value} must be a multiple of {kind} = {size}")
+
+
+def _recompute(model: ModelConfig) -> dict[str, Any]:
+    if model.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if model.recompute == "attention":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}
+
+
+def _platform_settings(parallel: ParallelConfig) -> dict[str, Any]:
+    """Fusions and pipeline transport: compiled and batched on a GPU, plain on the CPU."""
+    if has_gpu():
+        interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+        return {"bias_dropout_fusion": True, "bias_activation_fusion": True, "overlap_p2p_comm": interleaved}
+    settings: dict[str, Any] = {
+        "use_cpu_initialization": True,  # also makes initial weights independent of the tensor-parallel size
+        # Megatron's fusions are `torch.compile` at import: minutes of compiling here, for no gain.
+        "bias_dropout_fusion": False,
+        "bias_activation_fusion": False,
+        "masked_softmax_fusion": False,
+        "apply_rope_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "use_te_activation_func": True,  # means: take the layer spec's activation module, here `model.swiglu`
+        # Freeing a sent output by shrinking its storage races with gloo's background send: silently wrong gradients.
+        "deallocate_pipeline_outputs": False,
+    }
+    if parallel.virtual_pipeline_model_parallel_size is not None:
+        # Batched sends are matched by order alone on gloo: with two ranks the interleaved schedule mixes them up.
+        settings.update(overlap_p2p_comm=True, batch_p2p_comm=False)
+    return settings

@@ -1,0 +1,56 @@
+"""Checks of the model configuration and its translation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_aqaa.model.config import to_transformer_config
+from megatron_aqaa.platform import ParallelConfig
+from tests.model.sizes import TINY, variant
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_query_groups": 5}, "num_attention_heads = 12 must be a multiple of num_query_groups = 5"),
+        ({"hidden_size": 50, "kv_channels": None}, "give kv_channels"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        variant(**changes)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (ParallelConfig(tensor_model_parallel_size=8), "num_attention_heads = 12 must be a multiple of"),
+        (ParallelConfig(pipeline_model_parallel_size=4), "num_layers = 2 must be a multiple of pipeline stages = 4"),
+    ],
+)
+def test_layouts_that_do_not_divide_the_model_are_refused(layout: ParallelConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_transformer_config(TINY, layout)
+
+
+def test_translation() -> None:
+    layout = ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True)
+    config = to_transformer_config(variant(params_dtype="bf16", kv_channels=None, recompute="full"), layout)
+    assert config.kv_channels == 4
+    assert config.params_dtype == config.pipeline_dtype == torch.bfloat16
+    assert config.bf16
+    assert config.sequence_parallel
+    assert config.recompute_granularity == "full"
+    assert config.hidden_dropout == config.attention_dropout == 0.0
+    assert config.calculate_per_token_loss
+    assert not to_transformer_config(TINY, ParallelConfig()).bf16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="describes gloo")
+def test_the_interleaved_schedule_is_kept_from_the_transport_that_mixes_it_up() -> None:
+    interleaved = ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
+    config = to_transformer_config(variant(num_layers=4), interleaved)
+    assert config.overlap_p2p_comm
+    assert not config.batch_p2p_comm
+    assert not config.deallocate_pipeline_outputs
