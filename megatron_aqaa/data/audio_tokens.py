@@ -1,0 +1,112 @@
+"""From a speech manifest to audio tokens in Megatron's format: `audio.bin/.idx`, sequence i for line i.
+
+The sequence of a rejected line is a single padding token, so that the others keep their numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_aqaa.data.indexed import DocumentWriter
+from megatron_aqaa.data.token_report import token_report
+from megatron_aqaa.tokenizer.corpus import BlockTokenizer
+from megatron_aqaa.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class TokenizeConfig:
+    """What to tokenize.
+
+    Attributes:
+        manifest: `manifest.jsonl`; every line names its `audio`, relative to the manifest.
+        tokenizer: a tokenizer directory.
+        output: receives `audio.bin/.idx`, `rejects.jsonl` and `report.json`; `blocks/` is for resuming.
+        num_workers: processes; 0 works in the calling process.
+        lines_per_block: unit of work and of resuming.
+        batch_size: recordings encoded at a time.
+    """
+
+    manifest: Path
+    tokenizer: Path
+    output: Path
+    num_workers: int = 2
+    lines_per_block: int = 256
+    batch_size: int = 32
+
+
+def tokenize_manifest(config: TokenizeConfig, on_progress: Callable[[int], object] = lambda done: None) -> int:
+    """Tokenize all lines that are not yet done, then write the data set.
+
+    Args:
+        config: inputs and outputs.
+        on_progress: called with the number of lines done so far, first at the start.
+
+    Returns:
+        The number of rejected lines.
+
+    Raises:
+        ValueError: the manifest or the tokenizer cannot be read, or `output` holds tokens of other inputs.
+    """
+    audio, directory = audio_paths(config.manifest), config.output / "blocks"
+    _claim(config, directory / "inputs.json")
+    blocks = BlockTokenizer(config.tokenizer, audio, directory, config.lines_per_block, config.batch_size)
+    for done in blocks.run(config.num_workers):
+        on_progress(done)
+    return _publish(config, blocks)
+
+
+def audio_paths(manifest: Path) -> list[str]:
+    """The recording of each line.
+
+    Raises:
+        ValueError: no such manifest, no lines, or a line without `audio`; the message names it.
+    """
+    if not manifest.is_file():
+        raise ValueError(f"{manifest}: no such manifest; the speech stage writes it")
+    paths = []
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            paths.append(str(manifest.parent / json.loads(line)["audio"]))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{manifest}:{number}: not a record with a key 'audio' ({error!r})") from None
+    if not paths:
+        raise ValueError(f"{manifest}: no records; run the speech stage again")
+    return paths
+
+
+def _claim(config: TokenizeConfig, note: Path) -> None:
+    """Note in the output directory which inputs its blocks belong to, or check the note."""
+    names = ("vocabulary.yaml", "linguistic.pt", "linguistic_codebook.npy", "semantic.pt")
+    files = [config.manifest, *(config.tokenizer / name for name in names)]
+    inputs = {"lines_per_block": config.lines_per_block, "files": [_fingerprint(path) for path in files]}
+    if not note.exists():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(inputs))
+    elif json.loads(note.read_text()) != inputs:
+        raise ValueError(f"{config.output}: holds tokens of another manifest or tokenizer; delete it or name another")
+
+
+def _fingerprint(path: Path) -> list[int]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; tools/train_tokenizer.py makes the parts of a tokenizer directory")
+    return [path.stat().st_size, path.stat().st_mtime_ns]
+
+
+def _publish(config: TokenizeConfig, blocks: BlockTokenizer) -> int:
+    """Join the blocks into the data set and report on it; returns the number of rejected lines."""
+    vocabulary = Vocabulary.load(config.tokenizer / "vocabulary.yaml")
+    rejects: list[dict[str, Any]] = []
+    with DocumentWriter(config.output / "audio", vocabulary) as writer:
+        for lines in blocks.blocks():
+            block = blocks.read(lines)
+            for token_ids in block.token_ids:
+                writer.add(token_ids if len(token_ids) else [vocabulary.pad])
+            rejects += [{"line": lines[i] + 1, "reason": reason} for i, reason in block.rejects.items()]
+    (config.output / "rejects.jsonl").write_text("".join(json.dumps(reject) + "\n" for reject in rejects))
+    report = token_report(config.output / "audio", config.manifest, vocabulary)
+    (config.output / "report.json").write_text(json.dumps({**report, "rejected": len(rejects)}))
+    return len(rejects)

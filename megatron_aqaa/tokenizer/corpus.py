@@ -1,0 +1,117 @@
+"""Tokenizing many recordings in blocks, by several processes, so that an interrupted run continues where it was.
+
+A block of lines becomes one file, complete or not there: the tokens depend on the inputs alone, not on the number of
+workers nor on interruptions. A line whose audio cannot be used is set aside with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from megatron_aqaa.audio.io import load_waveform
+from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
+from megatron_aqaa.tokenizer.features import SAMPLE_RATE_HZ
+from megatron_aqaa.tokenizer.workers import map_blocks
+
+Ids = npt.NDArray[np.int64]
+
+
+class Block(NamedTuple):
+    """Tokens of some lines.
+
+    Attributes:
+        token_ids: of each line, groups `[L L S S S]`; none where it is rejected.
+        rejects: number of the line in the block → reason.
+    """
+
+    token_ids: list[Ids]
+    rejects: dict[int, str]
+
+
+@dataclass(frozen=True)
+class BlockTokenizer:
+    """Tokenizes recordings in blocks of lines.
+
+    Attributes:
+        tokenizer: tokenizer directory.
+        audio: the recording of each line.
+        directory: of the block files.
+        lines_per_block: unit of work and of resuming; within it, recordings of like length share a batch.
+        batch_size: recordings encoded at a time.
+    """
+
+    tokenizer: Path
+    audio: Sequence[str]
+    directory: Path
+    lines_per_block: int = 256
+    batch_size: int = 32
+
+    def blocks(self) -> list[range]:
+        """Lines of each block."""
+        starts = range(0, len(self.audio), self.lines_per_block)
+        return [range(start, min(start + self.lines_per_block, len(self.audio))) for start in starts]
+
+    def path(self, block: range) -> Path:
+        """File of a block."""
+        return self.directory / f"{block.start:08d}.npz"
+
+    def run(self, num_workers: int) -> Iterator[int]:
+        """Make the blocks that are not there; yields the number of lines done so far, first at the start."""
+        missing = [block for block in self.blocks() if not self.path(block).exists()]
+        done = len(self.audio) - sum(map(len, missing))
+        yield done
+        for count in map_blocks(self.make, missing, num_workers):
+            done += count
+            yield done
+
+    def make(self, block: range) -> int:
+        """Tokenize the lines of a block into its file; returns their number."""
+        torch.set_num_threads(1)
+        tokenizer = DualCodebookTokenizer.load(self.tokenizer)
+        features: dict[int, torch.Tensor] = {}
+        rejects: dict[int, str] = {}
+        for line in block:
+            try:
+                features[line] = tokenizer.features(load_waveform(self.audio[line], SAMPLE_RATE_HZ))
+            except ValueError as error:
+                named = self.audio[line] in str(error)
+                rejects[line - block.start] = str(error) if named else f"{self.audio[line]}: {error}"
+        token_ids = _encode(tokenizer, features, self.batch_size)
+        _write(self.path(block), Block([token_ids.get(line, np.empty(0, np.int64)) for line in block], rejects))
+        return len(block)
+
+    def read(self, block: range) -> Block:
+        """Content of a finished block."""
+        content = np.load(self.path(block))
+        borders = np.cumsum(content["lengths"])[:-1]
+        rejects = {int(line): reason for line, reason in json.loads(str(content["rejects"])).items()}
+        return Block(np.split(content["token_ids"], borders), rejects)
+
+
+def _encode(tokenizer: DualCodebookTokenizer, features: dict[int, torch.Tensor], batch_size: int) -> dict[int, Ids]:
+    """Token ids of the lines; like lengths together, so that little is padding."""
+    order = sorted(features, key=lambda line: len(features[line]))
+    token_ids = {}
+    for start in range(0, len(order), batch_size):
+        lines = order[start : start + batch_size]
+        for line, codes in zip(lines, tokenizer.encode_features([features[i] for i in lines]), strict=True):
+            token_ids[line] = tokenizer.token_ids(codes)
+    return token_ids
+
+
+def _write(path: Path, block: Block) -> None:
+    partial_path = path.with_suffix(".partial.npz")
+    lengths = [len(ids) for ids in block.token_ids]
+    np.savez(
+        partial_path, token_ids=np.concatenate(block.token_ids), lengths=lengths, rejects=json.dumps(block.rejects)
+    )
+    os.replace(partial_path, path)

@@ -1,0 +1,59 @@
+"""Turn the recordings of a manifest into audio tokens: `audio.bin/.idx`, sequence i for line i.
+
+Examples:
+    python tools/tokenize_audio.py examples/tiny_cpu/tokenize.yaml
+    python tools/tokenize_audio.py examples/tiny_cpu/tokenize.yaml manifest=my/manifest.jsonl output=runs/mine/tokens
+
+A recording that cannot be used is set aside in `rejects.jsonl` with the reason, the others go on. `report.json` tells
+hours, tokens and how the codebooks are used. Run the same command again after an interruption: finished blocks are
+kept, and the result is the same to the last byte.
+Exit codes: 0 done, 1 done but some recordings were rejected, 2 wrong settings or files, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from megatron_aqaa.config import load_config
+from megatron_aqaa.data.audio_tokens import TokenizeConfig, audio_paths, tokenize_manifest
+from megatron_aqaa.training.progress import Progress
+
+
+def main() -> int:
+    """Parse, load, tokenize, print the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", help="field=value")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(TokenizeConfig, arguments.config, arguments.overrides)
+        with Progress("recordings", len(audio_paths(config.manifest))) as progress:
+            num_rejected = tokenize_manifest(config, progress.update)
+    except ValueError as error:
+        print(f"tokenize_audio: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tokenize_audio: interrupted; run the same command to continue", file=sys.stderr)
+        return 130
+    print_report(config.output / "report.json")
+    if num_rejected:
+        print(f"tokenize_audio: {num_rejected} recordings rejected, see {config.output}/rejects.jsonl", file=sys.stderr)
+    return 1 if num_rejected else 0
+
+
+def print_report(path: Path) -> None:
+    """Hours, tokens and the use of both codebooks."""
+    report = json.loads(path.read_text())
+    print(f"{report['hours']:.2f} h, {report['num_tokens']:,} tokens")
+    for name in ("linguistic", "semantic"):
+        use = report[name]
+        print(f"{name}: {use['used']} of {use['size']} codes, perplexity {use['perplexity']:.0f}")
+        for split, accuracy in use.get("phone_accuracy", {}).items():
+            print(f"  code → phone {accuracy:.3f} {split}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
