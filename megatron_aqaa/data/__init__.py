@@ -1,0 +1,1 @@
+"""From recordings and tokens to training batches: documents, conversations, datasets and the loader."""

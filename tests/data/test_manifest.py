@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from megatron_aqaa.data.manifest import read_recordings, select
+
+GOOD = '{"id": 0, "text": "hi", "role": "user", "split": "train", "duration_s": 1.2, "answer": "yes", "phones": []}'
+
+
+def write(directory: Path, *lines: str) -> Path:
+    path = directory / "manifest.jsonl"
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def test_a_line_is_a_recording(tmp_path: Path) -> None:
+    other = GOOD.replace('"user"', '"assistant"').replace('"answer": "yes"', '"style": "slow"').replace("train", "test")
+    recordings = read_recordings(write(tmp_path, GOOD, other))
+    assert [(r.line, r.role, r.style, r.answer) for r in recordings] == [
+        (0, "user", "neutral", "yes"),
+        (1, "assistant", "slow", None),
+    ]
+    assert select(recordings, "train") == recordings[:1]
+    assert select(recordings, "test", ("user",)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (GOOD[:-20], r"manifest\.jsonl:2: not a JSON record .*cut off"),
+        ("[1, 2]", r"expected a JSON object, found '\[1, 2\]'"),
+        (GOOD.replace('"text": "hi", ', ""), "text = None; expected a text"),
+        (GOOD.replace('"hi"', '"  "'), "text is empty"),
+        (GOOD.replace("1.2", '"1.2"'), "duration_s = '1.2'; expected a number"),
+        (GOOD.replace("user", "robot"), "role = 'robot'; expected user or assistant"),
+    ],
+)
+def test_bad_records_are_named_by_line(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_recordings(write(tmp_path, GOOD, line))
+
+
+def test_missing_empty_and_binary_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such manifest"):
+        read_recordings(tmp_path / "manifest.jsonl")
+    with pytest.raises(ValueError, match="no records"):
+        read_recordings(write(tmp_path))
+    (tmp_path / "manifest.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_recordings(tmp_path / "manifest.jsonl")

@@ -1,0 +1,52 @@
+"""Show records of a data set as text, with audio tokens as `<audio_17>` in groups of five and `*` on targets.
+
+Examples:
+    python tools/inspect_dataset.py runs/demo/data/sft/train/answer --tokenizer runs/demo/tokenizer
+    python tools/inspect_dataset.py runs/demo/tokens/audio --tokenizer runs/demo/tokenizer --index 17 --count 1
+
+Exit codes: 0 done, 2 wrong arguments or files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from megatron_aqaa.data.describe import describe
+from megatron_aqaa.data.indexed import Documents
+from megatron_aqaa.tokenizer.text import TextTokenizer
+from megatron_aqaa.vocabulary import Vocabulary
+
+
+def main() -> int:
+    """Parse, open, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prefix", help="path of the data set without .bin/.idx")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with text.model and vocabulary.yaml")
+    parser.add_argument("--index", type=int, default=0, help="first record, from 0")
+    parser.add_argument("--count", type=int, default=3, help="number of records")
+    arguments = parser.parse_args()
+    try:
+        show(arguments.prefix, arguments.tokenizer, arguments.index, arguments.count)
+    except ValueError as error:
+        print(f"inspect_dataset: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def show(prefix: str, tokenizer: Path, first: int, count: int) -> None:
+    """Print records `first … first + count − 1`."""
+    text, vocabulary = TextTokenizer(tokenizer / "text.model"), Vocabulary.load(tokenizer / "vocabulary.yaml")
+    documents = Documents(prefix)
+    if not 0 <= first < len(documents):
+        raise ValueError(f"{prefix}: has records 0 … {len(documents) - 1}, not {first}")
+    for index in range(first, min(first + count, len(documents))):
+        document = documents[index]
+        targets = "" if documents.mask is None else f", {document.loss_mask.sum()} targets"
+        print(f"record {index} of {len(documents)}: {len(document.token_ids)} tokens{targets}")
+        print(describe(document, text, vocabulary))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
