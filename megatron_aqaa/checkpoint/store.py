@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
+from torch.distributed.checkpoint.api import CheckpointException
 
 COMPLETE_MARKER = "metadata.json"
 OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -93,8 +94,9 @@ def load_checkpoint(directory: Path, state: dict[str, Any]) -> dict[str, Any]:
     require_checkpoint(directory)
     try:
         return dist_checkpointing.load(state, str(directory), strict=StrictHandling.RAISE_UNEXPECTED)
-    except dist_checkpointing.core.CheckpointingException as error:
-        raise ValueError(f"{directory}: does not fit this model: {error}") from error
+    except (dist_checkpointing.core.CheckpointingException, CheckpointException) as error:
+        reason = str(error).strip().splitlines()[-1]  # the lines above are the traceback of a rank
+        raise ValueError(f"{directory}: does not fit this model: {reason}") from error
 
 
 def load_weights(model_chunks: list[Any], loaded: dict[str, Any]) -> None:

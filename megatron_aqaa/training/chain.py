@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from megatron_aqaa import platform
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -26,8 +28,10 @@ class Stage:
 
     Attributes:
         name: unique; also the name of its log and record.
-        command: words of the command line; `{run}` stands for the run directory.
-        needs: names of stages that must be finished first.
+        command: words of the command line; `{run}` stands for the run directory, `{processes}` for the number of
+            processes of a distributed stage: two on a CPU, else the number of GPUs up to two.
+        needs: names of stages whose outputs it reads.
+        after: names of stages to wait for without reading their outputs, so that cores are used well.
         outputs: paths below the run directory that the stage writes.
         cores: processor cores it keeps busy.
         expected_s: usual duration on two quiet cores, for the ETA.
@@ -38,6 +42,7 @@ class Stage:
     name: str
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     cores: int = 1
     expected_s: float = 10.0
@@ -79,7 +84,7 @@ class Chain:
         self.config, self.run_directory, self.quick = config, run, quick
         self.stages = {stage.name: stage for stage in config.stages}
         for stage in config.stages:
-            for need in stage.needs:
+            for need in stage.needs + stage.after:
                 if need not in self.stages:
                     raise ValueError(f"stage {stage.name}: needs {need!r}, which is not a stage")
         self.digests: dict[str, str] = {}
@@ -119,9 +124,8 @@ class Chain:
         unfinished = {stage.name for stage in waiting} | {job.stage.name for job in running}
         for stage in waiting:
             free = self.config.cores - sum(job.stage.cores for job in running)
-            if unfinished.isdisjoint(stage.needs) and stage.cores <= max(free, 0) + (
-                self.config.cores if not running else 0
-            ):
+            fits = stage.cores <= free or not running  # a stage that wants more than there is runs alone
+            if fits and unfinished.isdisjoint(stage.needs + stage.after):
                 running.append(self._start(stage))
             else:
                 still_waiting.append(stage)
@@ -192,7 +196,10 @@ class Chain:
 
     def _command(self, stage: Stage) -> list[str]:
         words = stage.command + (stage.quick if self.quick else ())
-        return [word.replace("{run}", str(self.run_directory)) for word in words]
+        values = {"{run}": str(self.run_directory), "{processes}": str(platform.local_processes())}
+        for name, value in values.items():
+            words = tuple(word.replace(name, value) for word in words)
+        return list(words)
 
     def _expected_s(self, stage: Stage) -> float:
         return stage.quick_expected_s if self.quick else stage.expected_s

@@ -17,7 +17,7 @@ import torch
 from megatron_aqaa.training.progress import Progress
 from megatron_aqaa.training.stop import StopRequest
 
-LossFunction = Callable[[torch.nn.Module, Any], Mapping[str, torch.Tensor]]
+LossFunction = Callable[[Any, Any], Mapping[str, torch.Tensor]]
 """(model, batch) → losses by name; "loss" is minimised, the others are logged."""
 
 

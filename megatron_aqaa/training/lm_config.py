@@ -23,8 +23,8 @@ class LoopConfig:
         keep_checkpoints: newest checkpoints to keep.
         seed: initial weights and data order.
         init_from: run or checkpoint directory whose weights (not optimizer) the run starts from.
-        code_vectors: `.npz` with `linguistic [1024, D]` and `semantic [4096, D]`: embedding and head rows of the
-            audio codes start from a random projection of these, so that similar codes start alike.
+        code_vectors: tokenizer directory; embedding and head rows of the audio codes start from a random projection
+            of its code vectors, so that codes that sound alike start alike.
     """
 
     steps: int

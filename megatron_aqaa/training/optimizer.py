@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_aqaa import platform
 from megatron_aqaa.training.adam import Adam
 
 
@@ -63,7 +63,17 @@ def build_optimizer(model_chunks: list[Any], config: OptimizerConfig, params_dty
         use_distributed_optimizer=True,
     )
     overrides = get_standard_config_overrides(megatron_config)
-    optimizer = get_megatron_optimizer(megatron_config, model_chunks, config_overrides=overrides)
+    for override in overrides.values():
+        if "max_lr" in override:
+            # Megatron tells parameter groups apart by this flag when it loads a checkpoint, but 0.16.1 forgets to set
+            # it: after a resume the backbone would silently learn at the embedding's rate.
+            override["is_decoupled_lr"] = True  # type: ignore[typeddict-unknown-key]
+    optimizer = get_megatron_optimizer(
+        megatron_config,
+        model_chunks,
+        config_overrides=overrides,
+        use_gloo_process_groups=platform.device().type == "cuda",  # on the CPU every group is gloo already
+    )
     parts = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
     for part in parts:
         if type(part.optimizer) is torch.optim.AdamW:
@@ -95,8 +105,3 @@ def build_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, steps
 def backbone_learning_rate(optimizer: MegatronOptimizer) -> float:
     """Current learning rate of the parameters without a rate of their own."""
     return float(min(group["lr"] for group in optimizer.param_groups))
-
-
-def describe(config: OptimizerConfig) -> str:
-    """One line for the log."""
-    return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(config).items())

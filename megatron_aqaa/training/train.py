@@ -91,17 +91,29 @@ def _data(
     loop = config.training
     dataset = build_dataset(config.data, vocabulary, loop.steps * loop.global_batch_size, loop.seed)
     return [
-        batches(
-            dataset,
-            micro_batch_size=loop.micro_batch_size,
-            num_microbatches=num_microbatches,
-            consumed_samples=state.consumed_samples,
-            rank=parallel_state.get_data_parallel_rank(),
-            world_size=parallel_state.get_data_parallel_world_size(),
-            device=platform.device(),
+        map(
+            _context_parallel_part,
+            batches(
+                dataset,
+                micro_batch_size=loop.micro_batch_size,
+                num_microbatches=num_microbatches,
+                consumed_samples=state.consumed_samples,
+                rank=parallel_state.get_data_parallel_rank(),
+                world_size=parallel_state.get_data_parallel_world_size(),
+                device=platform.device(),
+            ),
         )
         for _ in state.model_chunks
     ]
+
+
+def _context_parallel_part(batch: Batch) -> Batch:
+    """This rank's positions of each sequence; document_ids stay whole, since queries look at all keys."""
+    size, rank = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
+    return {
+        name: value if name == "document_ids" else platform.zigzag_shard(value, dim=1, rank=rank, parts=size)
+        for name, value in batch.items()
+    }
 
 
 def _progress(config: TrainConfig, step: int) -> Progress:

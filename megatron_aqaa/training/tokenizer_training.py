@@ -1,0 +1,161 @@
+"""Training the text model and both speech tokenizers, each from one configuration into one tokenizer directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_aqaa.config import save_config
+from megatron_aqaa.tokenizer.feature_store import FeatureStore
+from megatron_aqaa.tokenizer.layers import valid_frames
+from megatron_aqaa.tokenizer.linguistic import FRAMES_PER_CODE, LinguisticConfig, LinguisticEncoder
+from megatron_aqaa.tokenizer.semantic import SemanticConfig, SemanticEncoder
+from megatron_aqaa.tokenizer.text import TextConfig, TextTokenizer, train_text_model
+from megatron_aqaa.tokenizer.weights import save_centroids, save_encoder
+from megatron_aqaa.training.fit import FitConfig, fit
+from megatron_aqaa.training.kmeans import KMeansConfig, fit_kmeans
+from megatron_aqaa.training.tokenizer_scores import Scores, linguistic_scores, semantic_scores
+from megatron_aqaa.training.tokenizer_steps import (
+    Augmentation,
+    SemanticWeights,
+    SpeechBatches,
+    evaluation_batches,
+    linguistic_losses,
+    semantic_losses,
+)
+
+
+@dataclass(frozen=True)
+class TextTrainingConfig:
+    """The text model.
+
+    Attributes:
+        manifest: `manifest.jsonl`; the `text` of every line is trained on.
+        output: tokenizer directory; receives `text.model` and `vocabulary.yaml`.
+        split: lines of this split only.
+        model: settings of the text model.
+    """
+
+    manifest: Path
+    output: Path
+    split: str = "train"
+    model: TextConfig = TextConfig()
+
+
+@dataclass(frozen=True)
+class SpeechTrainingConfig:
+    """What both speech tokenizers are trained on.
+
+    Attributes:
+        features: a feature directory.
+        output: tokenizer directory.
+        fit: schedule and optimizer.
+        batch_size: utterances a step.
+        augmentation: noise and masks.
+        trained: split to train on.
+        held_out: split whose scores are printed.
+        max_scored: utterances of either split that are scored.
+    """
+
+    features: Path
+    output: Path
+    fit: FitConfig
+    batch_size: int = 16
+    augmentation: Augmentation = Augmentation()
+    trained: str = "train"
+    held_out: str = "unseen_voice"
+    max_scored: int = 2000
+
+    def batches(self, store: FeatureStore) -> SpeechBatches:
+        """Training batches by step."""
+        return SpeechBatches(store, store.split(self.trained), self.batch_size, self.fit.seed)
+
+    def scored(self, store: FeatureStore) -> tuple[list[int], list[int]]:
+        """Utterances of the trained and of the held-out split that are scored, spread over the corpus."""
+        trained, held_out = store.split(self.trained), store.split(self.held_out)
+        if not held_out:
+            raise ValueError(f"{self.features}: no utterance of the split {self.held_out!r}; name one in `held_out`")
+        return tuple(part[:: -(-len(part) // self.max_scored)] for part in (trained, held_out))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class LinguisticTrainingConfig(SpeechTrainingConfig):
+    """The linguistic encoder, then its codebook from the states of `kmeans_utterances` utterances."""
+
+    model: LinguisticConfig = LinguisticConfig()
+    kmeans: KMeansConfig = KMeansConfig()
+    kmeans_utterances: int = 5000
+
+
+@dataclass(frozen=True)
+class SemanticTrainingConfig(SpeechTrainingConfig):
+    """The semantic encoder with its quantizer."""
+
+    model: SemanticConfig = SemanticConfig()
+    weights: SemanticWeights = SemanticWeights()
+
+
+def train_text(config: TextTrainingConfig) -> Scores:
+    """Train the text model and write the vocabulary that follows from it; returns pieces per sentence."""
+    try:
+        records = [json.loads(line) for line in config.manifest.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise ValueError(f"{config.manifest}: no such manifest; the speech stage writes it") from None
+    texts = sorted({record["text"] for record in records if record["split"] == config.split})
+    train_text_model(texts, config.output / "text.model", config.model)
+    tokenizer = TextTokenizer(config.output / "text.model")
+    tokenizer.vocabulary().save(config.output / "vocabulary.yaml")
+    save_config(config, config.output / "text.yaml")
+    return {"sentences": len(texts), "pieces_per_sentence": sum(len(tokenizer.encode(t)) for t in texts) / len(texts)}
+
+
+def train_linguistic(config: LinguisticTrainingConfig) -> Scores:
+    """Train the linguistic encoder and cluster its states; returns scores on held-out voices."""
+    store = FeatureStore(config.features)
+    model = LinguisticEncoder(config.model, store.phones)
+    _train(model, linguistic_losses(config.augmentation), config, store, "linguistic")
+    centroids = _cluster(model, store, config)
+    save_encoder(model, config.output / "linguistic.pt")
+    save_centroids(centroids, config.output / "linguistic_codebook.npy")
+    scores = linguistic_scores(model, centroids, store, *config.scored(store))
+    return _finish(config, scores, "linguistic")
+
+
+def train_semantic(config: SemanticTrainingConfig) -> Scores:
+    """Train the semantic encoder; returns scores on held-out voices."""
+    store = FeatureStore(config.features)
+    model = SemanticEncoder(config.model, store.phones)
+    _train(model, semantic_losses(config.augmentation, config.weights), config, store, "semantic")
+    save_encoder(model, config.output / "semantic.pt")
+    return _finish(config, semantic_scores(model, store, *config.scored(store)), "semantic")
+
+
+def _train(
+    model: Any, losses: Callable[..., Any], config: SpeechTrainingConfig, store: FeatureStore, name: str
+) -> None:
+    config.scored(store)  # a missing split is found now, not after the training
+    model.feature_norm.mean.copy_(torch.tensor(store.index["mean"]))
+    model.feature_norm.deviation.copy_(torch.tensor(store.index["deviation"]))
+    fit(model, config.batches(store), losses, config.fit, config.output / name, f"{name} tokenizer")
+
+
+@torch.inference_mode()
+def _cluster(model: LinguisticEncoder, store: FeatureStore, config: LinguisticTrainingConfig) -> torch.Tensor:
+    """Centroids [K, D] of the hidden states of the trained split."""
+    utterances = store.split(config.trained)
+    states = []
+    for batch in evaluation_batches(store, utterances[:: -(-len(utterances) // config.kmeans_utterances)]):
+        hidden = model(batch.fbank, batch.lengths)
+        states.append(hidden[valid_frames(batch.lengths // FRAMES_PER_CODE, hidden.shape[1])])
+    return fit_kmeans(torch.cat(states), config.kmeans)
+
+
+def _finish(config: SpeechTrainingConfig, scores: Scores, name: str) -> Scores:
+    save_config(config, config.output / f"{name}.yaml")
+    (config.output / name / "scores.json").write_text(json.dumps(scores))
+    return scores

@@ -1,0 +1,57 @@
+"""A language-model run of seconds: random documents, two layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from megatron_aqaa.config import parse_config
+from megatron_aqaa.data.indexed import DocumentWriter
+from megatron_aqaa.training.lm_config import TrainConfig
+from megatron_aqaa.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary.for_text(160)
+
+
+def write_data(directory: Path) -> None:
+    """40 documents of text and audio groups, half of each with loss, and the vocabulary file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    VOCABULARY.save(directory / "vocabulary.yaml")
+    random = np.random.default_rng(0)
+    with DocumentWriter(directory / "documents", VOCABULARY, with_mask=True) as writer:
+        for _ in range(40):
+            text = random.integers(10, 160, random.integers(3, 9))
+            groups = random.integers(0, 1024, (random.integers(1, 4), 5)) + VOCABULARY.linguistic_start
+            groups[:, 2:] += VOCABULARY.linguistic_size
+            token_ids = np.concatenate([[VOCABULARY.bos], text, groups.ravel(), [VOCABULARY.eot]])
+            mask = np.arange(len(token_ids)) >= len(token_ids) // 2
+            writer.add(token_ids, mask.astype(np.uint8))
+
+
+def tiny_config(data: Path, run: Path, parallel: dict[str, object] | None = None, **training: object) -> TrainConfig:
+    """Four steps of four sequences; `parallel` and `training` replace single settings."""
+    return parse_config(
+        TrainConfig,
+        {
+            "run": run,
+            "vocabulary": data / "vocabulary.yaml",
+            "model": {
+                "num_layers": 4,
+                "hidden_size": 32,
+                "ffn_hidden_size": 64,
+                "num_attention_heads": 4,
+                "num_query_groups": 2,
+                "params_dtype": "fp32",
+            },
+            "data": {
+                "train": {str(data / "documents"): 1.0},
+                "sequence_length": 64,
+                "packing": "whole",
+                "text_loss_weight": 3,
+            },
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1, "embedding_rate_multiplier": 5.0},
+            "training": {"steps": 4, "micro_batch_size": 2, "global_batch_size": 4, "save_interval": 2, **training},
+            "parallel": parallel or {},
+        },
+    )
