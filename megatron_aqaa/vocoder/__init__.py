@@ -1,0 +1,1 @@
+"""Audio tokens → speech: acoustic model (regression and flow matching), waveform generator, streaming."""

@@ -1,0 +1,147 @@
+"""Audio token ids in, speech out: both networks behind one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy.typing as npt
+import torch
+
+from megatron_aqaa.ops.index import deinterleave_codes
+from megatron_aqaa.vocabulary import GROUP_SIZE, LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP, Vocabulary
+from megatron_aqaa.vocoder.acoustic import AcousticConfig, AcousticModel, GroupCodes, SamplingConfig
+from megatron_aqaa.vocoder.frames import FRAMES_PER_GROUP, VoiceFrames
+from megatron_aqaa.vocoder.generator import Generator, GeneratorConfig
+from megatron_aqaa.vocoder.streaming import SpeechStream, StreamConfig
+from megatron_aqaa.vocoder.weights import load_network
+
+
+class TokenVocoder:
+    """Speaks merged audio token ids with the voice it was trained on.
+
+    The same ids and seed give the same waveform. Noise belongs to the place of a group in the utterance, so a stream
+    draws the same as the whole.
+
+    Args:
+        acoustic: codes → frames.
+        generator: frames → waveform.
+        vocabulary: layout of the token ids.
+        sampling: how frames are drawn.
+    """
+
+    def __init__(
+        self,
+        acoustic: AcousticModel,
+        generator: Generator,
+        vocabulary: Vocabulary,
+        sampling: SamplingConfig | None = None,
+    ) -> None:
+        ours = (acoustic.config.linguistic_size, acoustic.config.semantic_size)
+        if ours != (vocabulary.linguistic_size, vocabulary.semantic_size):
+            raise ValueError(
+                f"an acoustic model for codebooks of {ours[0]} and {ours[1]} does not fit the vocabulary's "
+                f"{vocabulary.linguistic_size} and {vocabulary.semantic_size}"
+            )
+        self.acoustic = acoustic.eval()
+        self.generator = generator.eval()
+        self.vocabulary = vocabulary
+        self.sampling = sampling or SamplingConfig()
+
+    @classmethod
+    def load(cls, directory: str | Path, sampling: SamplingConfig | None = None) -> TokenVocoder:
+        """Read `acoustic/` and `generator/` below `directory`, as tools/train_vocoder.py writes them.
+
+        Raises:
+            ValueError: a file is missing or damaged, or the parts do not fit each other.
+        """
+        directory = Path(directory)
+        return cls(
+            load_network(AcousticModel, AcousticConfig, directory / "acoustic" / "model.pt"),
+            load_network(Generator, GeneratorConfig, directory / "generator" / "model.pt"),
+            Vocabulary.load(directory / "acoustic" / "vocabulary.yaml"),
+            sampling,
+        )
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate of the waveforms."""
+        return self.generator.config.mel.sample_rate_hz
+
+    @property
+    def samples_per_group(self) -> int:
+        """Samples of one group: 120 ms."""
+        return FRAMES_PER_GROUP * self.generator.config.mel.hop_length
+
+    @torch.inference_mode()
+    def synthesize(self, token_ids: npt.ArrayLike, seed: int = 0) -> torch.Tensor:
+        """Speak whole groups.
+
+        Args:
+            token_ids: [5 G] merged ids in groups `[L L S S S]`.
+            seed: decides the noise.
+
+        Returns:
+            [N] float32 on the CPU, exactly 120 ms for each group; empty for no ids.
+
+        Raises:
+            ValueError: an id breaks the group structure; names its position.
+        """
+        codes = self.codes(token_ids)
+        groups = codes.linguistic.shape[1]
+        if not groups:
+            return torch.zeros(0)
+        frames = self.frames(codes, seed)
+        return self.generator(frames, self.breath(range(groups), seed))[0].cpu()
+
+    def stream(
+        self, groups: Iterable[Sequence[int]], seed: int = 0, config: StreamConfig | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Speak while groups of five ids arrive; see `streaming`.
+
+        Yields:
+            Waveforms [N] float32 that, joined, last exactly 120 ms a group.
+
+        Raises:
+            ValueError: a group is not `[L L S S S]`; names its number.
+        """
+        return SpeechStream(self, seed, config or StreamConfig()).run(groups)
+
+    def codes(self, token_ids: npt.ArrayLike) -> GroupCodes:
+        """Codes of merged ids [5 G], with a batch of one.
+
+        Raises:
+            ValueError: an id breaks the group structure; names its position.
+        """
+        v = self.vocabulary
+        starts = {"linguistic_start": v.linguistic_start, "semantic_start": v.semantic_start}
+        codes = deinterleave_codes(token_ids, **starts)
+        too_large = codes.semantic >= v.semantic_size
+        if too_large.any():
+            group, place = divmod(int(too_large.argmax()), SEMANTIC_PER_GROUP)
+            position = group * GROUP_SIZE + LINGUISTIC_PER_GROUP + place
+            found = codes.semantic[too_large][0] + v.semantic_start
+            raise ValueError(f"id {found} at position {position} is no audio token; they end at {v.audio_stop - 1}")
+        device = self.acoustic.mel_mean.device
+        return GroupCodes(
+            torch.from_numpy(codes.linguistic).view(1, -1, LINGUISTIC_PER_GROUP).to(device),
+            torch.from_numpy(codes.semantic).view(1, -1, SEMANTIC_PER_GROUP).to(device),
+        )
+
+    def frames(self, codes: GroupCodes, seed: int, first_group: int = 0) -> VoiceFrames:
+        """Frames of codes that begin with group `first_group` of the utterance."""
+        groups = range(first_group, first_group + codes.linguistic.shape[1])
+        shape = (FRAMES_PER_GROUP, self.acoustic.config.num_mels)
+        return self.acoustic.sample(codes, self._noise("mel", groups, seed, shape)[None], self.sampling)
+
+    def breath(self, groups: range, seed: int) -> torch.Tensor:
+        """Noise that the generator filters, [1, N]."""
+        return self._noise("breath", groups, seed, (self.samples_per_group,))[None]
+
+    def _noise(self, purpose: str, groups: range, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Standard normal values for each group, by its number alone, joined along the first axis."""
+        parts = []
+        for group in groups:
+            source = torch.Generator().manual_seed(2 * (seed * 1_000_003 + group) + (purpose == "mel"))
+            parts.append(torch.randn(shape, generator=source))
+        return torch.cat(parts).to(self.acoustic.mel_mean.device)

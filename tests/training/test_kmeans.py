@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_aqaa.tokenizer.linguistic import nearest_centroid
+from megatron_aqaa.training.kmeans import KMeansConfig, fit_kmeans
+
+
+def blobs(num_blobs: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    centres = 20 * torch.randn(num_blobs, 4, generator=generator)
+    return centres, (centres[:, None] + torch.randn(num_blobs, size, 4, generator=generator)).flatten(0, 1)
+
+
+def test_finds_well_separated_clusters() -> None:
+    centres, points = blobs(6, 200)
+    found = fit_kmeans(points, KMeansConfig(num_clusters=12, steps=60, batch_size=512))
+    distances = torch.cdist(centres, found).amin(1)
+    assert (distances < 1.5).all()  # every blob, of deviation 1 in 4 dimensions, has a centroid inside
+
+
+def test_dead_clusters_are_put_to_use() -> None:
+    _, points = blobs(5, 400)
+    config = KMeansConfig(num_clusters=64, steps=80, batch_size=1024)
+    used = nearest_centroid(points, fit_kmeans(points, config)).unique()
+    assert len(used) >= 61
+
+
+def test_is_repeatable_and_error_falls_with_more_clusters() -> None:
+    _, points = blobs(8, 200)
+    errors = []
+    for num_clusters in (4, 16, 64):
+        config = KMeansConfig(num_clusters=num_clusters, steps=30, batch_size=512, seed=5)
+        centroids = fit_kmeans(points, config)
+        assert torch.equal(centroids, fit_kmeans(points, config))
+        errors.append((points - centroids[nearest_centroid(points, centroids)]).square().sum(-1).mean())
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_too_few_points_are_told() -> None:
+    with pytest.raises(ValueError, match="3 points cannot make 4 clusters"):
+        fit_kmeans(torch.randn(3, 2), KMeansConfig(num_clusters=4))

@@ -1,0 +1,95 @@
+"""Speak audio tokens with a trained vocoder.
+
+Examples:
+    python tools/vocode.py runs/demo/vocoder --tokens runs/demo/tokens/audio --record 9900 -o answer.wav
+    python tools/vocode.py runs/demo/vocoder --ids ids.txt -o answer.wav --steps 0
+    cat ids.txt | python tools/vocode.py runs/demo/vocoder --ids - -o answer.wav --stream
+
+`ids.txt` holds merged token ids in groups of five, separated by blanks, commas or line ends. The same ids and seed give
+the same file. Exit codes: 0 done, 2 wrong arguments, files or ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_aqaa.audio.io import save_waveform
+from megatron_aqaa.data.indexed import Documents
+from megatron_aqaa.vocabulary import GROUP_SIZE
+from megatron_aqaa.vocoder.acoustic import SamplingConfig
+from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
+
+
+def main() -> int:
+    """Parse, load, speak, write."""
+    arguments = parse()
+    sampling = SamplingConfig(arguments.steps, arguments.guidance, arguments.temperature)
+    try:
+        vocoder = TokenVocoder.load(arguments.vocoder, sampling)
+        token_ids = read_ids(arguments)
+        started_s = time.perf_counter()
+        if arguments.stream:
+            groups = token_ids.reshape(-1, GROUP_SIZE).tolist() if len(token_ids) % GROUP_SIZE == 0 else [token_ids]
+            waveform = torch.cat(list(vocoder.stream(groups, arguments.seed)))
+        else:
+            waveform = vocoder.synthesize(token_ids, arguments.seed)
+        took_s = time.perf_counter() - started_s
+        save_waveform(waveform, arguments.output, vocoder.sample_rate_hz)
+    except ValueError as error:
+        print(f"vocode: {error}", file=sys.stderr)
+        return 2
+    duration_s = len(waveform) / vocoder.sample_rate_hz
+    print(f"{arguments.output}: {duration_s:.2f} s of speech in {took_s:.2f} s")
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    defaults = SamplingConfig()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("vocoder", type=Path, help="folder with acoustic/ and generator/")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tokens", type=Path, help="prefix of a token data set (with --record)")
+    source.add_argument("--ids", help="text file of token ids, - for standard input")
+    parser.add_argument("--record", type=int, default=0, help="sequence of the data set, from 0")
+    parser.add_argument("-o", "--output", type=Path, required=True, help=".wav or .flac")
+    parser.add_argument("--steps", type=int, default=defaults.steps, help="flow steps; 0 speaks the mean")
+    parser.add_argument("--guidance", type=float, default=defaults.guidance, help="classifier-free guidance")
+    parser.add_argument("--temperature", type=float, default=defaults.temperature, help="deviation of the noise")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--stream", action="store_true", help="decode in chunks, as a conversation does")
+    return parser.parse_args()
+
+
+def read_ids(arguments: argparse.Namespace) -> np.ndarray:
+    """Token ids [5 G] that are to be spoken."""
+    if arguments.tokens:
+        documents = Documents(arguments.tokens)
+        if not 0 <= arguments.record < len(documents):
+            raise ValueError(f"{arguments.tokens}: no record {arguments.record}; it holds 0 … {len(documents) - 1}")
+        return documents[arguments.record].token_ids
+    text = sys.stdin.read() if arguments.ids == "-" else read_text(Path(arguments.ids))
+    words = re.split(r"[\s,]+", text.strip())
+    wrong = [word for word in words if not word.isdigit()]
+    if wrong:
+        raise ValueError(f"{arguments.ids}: {wrong[0]!r} is not a token id")
+    return np.array(words, dtype=np.int64)
+
+
+def read_text(path: Path) -> str:
+    """The file's text."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as text: {error}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
