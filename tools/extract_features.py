@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from megatron_aqaa.config import load_config
-from megatron_aqaa.data.manifest import read_manifest
+from megatron_aqaa.data.audio_tokens import audio_paths
 from megatron_aqaa.tokenizer.feature_extraction import FeatureConfig, write_features
 from megatron_aqaa.training.progress import Progress
 
@@ -27,7 +27,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = load_config(FeatureConfig, arguments.config, arguments.overrides)
-        with Progress("features", len(read_manifest(config.manifest))) as progress:
+        with Progress("features", len(audio_paths(config.manifest))) as progress:
             store = write_features(config, progress.update)
     except ValueError as error:
         print(f"extract_features: {error}", file=sys.stderr)

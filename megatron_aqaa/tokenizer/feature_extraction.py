@@ -112,7 +112,7 @@ def _open_arrays(directory: Path, corpus: _Corpus) -> np.ndarray:
     found = {name: np.load(directory / f"{name}.npy", mmap_mode="r").shape for name in shapes}
     if found != {name: shape for name, (shape, _) in shapes.items()}:
         raise ValueError(f"{directory}: holds features of another manifest; delete the directory or name another")
-    return np.load(directory / "done.npy", mmap_mode="r")  # type: ignore[no-any-return]
+    return np.load(directory / "done.npy", mmap_mode="r")
 
 
 def _write_block(config: FeatureConfig, block: list[int]) -> int:

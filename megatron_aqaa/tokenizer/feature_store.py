@@ -46,7 +46,7 @@ class FeatureStore:
         path = self.directory / "index.json"
         if not path.exists():
             raise ValueError(f"{path}: no finished features here; run tools/extract_features.py first")
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
+        return json.loads(path.read_text())
 
     @cached_property
     def _arrays(self) -> list[np.ndarray]:
@@ -60,7 +60,7 @@ class FeatureStore:
     @property
     def phones(self) -> list[str]:
         """Phone names by index; `"_"` is silence."""
-        return self.index["phones"]  # type: ignore[no-any-return]
+        return self.index["phones"]
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -99,6 +99,9 @@ class ConvolutionBlock(nn.Module):
 class FeatureNorm(nn.Module):
     """Scales log-mel energies to zero mean and unit deviation per band; its numbers travel with the weights."""
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(self, num_mels: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_mels))

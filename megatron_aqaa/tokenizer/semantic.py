@@ -46,6 +46,8 @@ class FiniteScalarQuantizer(nn.Module):
     Code `c` written in base `num_levels`, least significant digit first, holds the levels.
     """
 
+    powers: torch.Tensor
+
     def __init__(self, width: int, num_values: int, num_levels: int) -> None:
         super().__init__()
         self.num_levels = num_levels

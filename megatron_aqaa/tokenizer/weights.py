@@ -46,7 +46,7 @@ def load_encoder(encoder: type[Encoder], config: type, path: Path) -> Encoder:
         raise ValueError(f"{path}: no such file; {_REMEDY}")
     try:
         content = torch.load(path, weights_only=True)
-        model = encoder(parse_config(config, content["config"], str(path)), content["phones"])  # type: ignore[call-arg]
+        model = encoder(parse_config(config, content["config"], str(path)), content["phones"])
         model.load_state_dict(content["weights"])
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path}: not a {encoder.__name__}: {str(error).splitlines()[0]}; {_REMEDY}") from None

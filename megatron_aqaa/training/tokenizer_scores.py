@@ -102,7 +102,7 @@ class CodePhones:
         """Codes used and perplexity in the first set, phone accuracy of the codes in the judged one."""
         (codes, phones), judged = (np.concatenate(self.pairs[key], axis=1) for key in (False, True))
         use = codebook_use(codes, self.size)
-        accuracy = phone_accuracy(*judged, majority_phones(codes, phones, self.size))
+        accuracy = phone_accuracy(judged[0], judged[1], majority_phones(codes, phones, self.size))
         return {"codes_used": use.used, "perplexity": use.perplexity, "code_phone_accuracy": accuracy}
 
 

@@ -16,7 +16,7 @@ def test_codes_are_digits_in_base_four() -> None:
     hidden = 5 * torch.randn(200, 16)
     levels = fsq.levels(hidden)
     assert set(levels.round().unique().tolist()) == {0.0, 1.0, 2.0, 3.0}
-    expected = [sum(int(round(v)) * 4**i for i, v in enumerate(row)) for row in levels.tolist()]
+    expected = [sum(round(v) * 4**i for i, v in enumerate(row)) for row in levels.tolist()]
     assert fsq.codes(hidden).tolist() == expected
 
 

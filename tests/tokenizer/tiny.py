@@ -55,12 +55,12 @@ def speech(seed: int, num_groups: int) -> tuple[np.ndarray, list[tuple[float, st
     return samples.astype(np.float32), phones
 
 
-def write_corpus(directory: Path, num_utterances: int) -> Path:
-    """Write wave files and a manifest; every fourth line belongs to the split `unseen_voice`."""
+def write_corpus(directory: Path, num_utterances: int, num_groups: int = 4) -> Path:
+    """Write waves of `num_groups` … `num_groups + 4` groups and a manifest; each fourth line is an unseen voice."""
     (directory / "wav").mkdir(parents=True)
     lines = []
     for i in range(num_utterances):
-        samples, phones = speech(i, 4 + i % 5)
+        samples, phones = speech(i, num_groups + i % 5)
         soundfile.write(directory / f"wav/{i}.wav", samples, 16000, subtype="PCM_16")
         record = {"id": i, "audio": f"wav/{i}.wav", "duration_s": len(samples) / 16000, "text": TEXTS[i % 5]}
         split = "unseen_voice" if i % 4 == 3 else "train"
