@@ -206,13 +206,16 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def measure(title: str, forms: Forms, repeats: int, report: list[dict]) -> None:
-    """All forms in turn, again and again, so that a busy machine slows each alike."""
+    """Forms take turns in blocks, so that a busy machine slows each alike.
+
+    Blocks, because single calls in turn let one form pay for another's memory: the allocator gave back the pages of
+    the dense gradients inside the next call, which cost that one 90 ms.
+    """
+    block, warm_up = 5, 2
     samples: dict[str, list[float]] = {name: [] for name in forms}
-    for round_ in range(repeats + 3):
+    for _ in range(-(-repeats // block)):
         for name, call in forms.items():
-            took = milliseconds(call)
-            if round_ >= 3:
-                samples[name].append(took)
+            samples[name] += [milliseconds(call) for _ in range(warm_up + block)][warm_up:]
     medians = {name: statistics.median(values) for name, values in samples.items()}
     report.append({"case": title, "threads": torch.get_num_threads(), "median_ms": medians})
     ratios = "  ".join(f"{name} {ms:9.3f} ms ({ms / medians['ours']:6.2f}x)" for name, ms in medians.items())
