@@ -9,4 +9,19 @@ Megatron activations are ``[S, B, H]``, batches are ``[B, S]``. *Codes* are ids 
 *token ids* are ids of the merged vocabulary (see ``megatron_aqaa.vocabulary``).
 """
 
+import warnings
+
 __version__ = "0.1.0"
+
+# Megatron-Core says at import, once per module, that optional parts are missing (they are extras of this project),
+# recommends an environment variable that only a GPU reads, and uses names that torch 2.13 renames.
+for _message in (
+    "Transformer Engine and Apex are not installed",
+    "Apex is not installed",
+    "When using (async grad allreduce|sequence parallelism)",
+    "`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated",
+    "`load_state_dict` is deprecated",
+    "Please use DTensor instead",
+    "`torch.jit.script",
+):
+    warnings.filterwarnings("ignore", message=_message)

@@ -25,6 +25,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 CARRIED = ROOT / ".venv-gpu"  # beside the system's torch, where nothing can be downloaded
 MINUTES = 9
 PARTS = ("build", "test", "ops", "model")
+# Without this a CPU torch would skip every GPU test and pass.
+SEES_GPU = """
+from megatron_aqaa.ops.library import built_with_cuda
+from megatron_aqaa.platform import device
+assert device().type == "cuda", "this torch does not see the GPU: install a CUDA build of it"
+assert built_with_cuda(), "the extension was built without its CUDA half: run the build part"
+"""
 
 
 def python() -> str:
@@ -33,28 +40,32 @@ def python() -> str:
     return str(carried) if carried.exists() else sys.executable
 
 
+def build_commands(wheels: Path) -> list[list[str]]:
+    """Installs the package, into an environment of its own if wheels were carried along."""
+    install = ["-m", "pip", "install", "--quiet", "--no-deps"]
+    interpreter, carried = python(), []
+    if wheels.is_dir():
+        interpreter = str(CARRIED / "bin" / "python")
+        carried = [
+            [sys.executable, "-m", "venv", "--system-site-packages", str(CARRIED)],
+            [interpreter, *install, "--no-index", *map(str, sorted(wheels.glob("*.whl")))],
+        ]
+    package = [interpreter, *install, "--no-build-isolation", "--editable", "."]
+    return [*carried, package, [interpreter, "-c", SEES_GPU]]
+
+
 def commands(part: str, wheels: Path) -> list[list[str]]:
     """What a part runs, one command after the other."""
     if part == "build":
-        install = ["-m", "pip", "install", "--quiet", "--no-deps"]
-        carried = []
-        if wheels.is_dir():
-            interpreter = str(CARRIED / "bin" / "python")
-            carried = [
-                [sys.executable, "-m", "venv", "--system-site-packages", str(CARRIED)],
-                [interpreter, *install, "--no-index", *map(str, sorted(wheels.glob("*.whl")))],
-            ]
-        else:
-            interpreter = python()
-        return [*carried, [interpreter, *install, "--no-build-isolation", "--editable", "."]]
+        return build_commands(wheels)
+    sees_gpu = [python(), "-c", SEES_GPU]
     if part == "test":
         # Only the files that have such tests: others import parts that a GPU machine need not hold.
         marked = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
-        return [[python(), "-m", "pytest", "-q", "-m", "gpu", *marked]]
-    if part == "ops":
-        return [[python(), "benchmarks/ops.py"]]
-    others = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.name != "ops.py")
-    return [[python(), str(path.relative_to(ROOT))] for path in others]
+        return [sees_gpu, [python(), "-m", "pytest", "-q", "-m", "gpu", *marked]]
+    benchmarks = sorted((ROOT / "benchmarks").glob("*.py"))
+    chosen = [path for path in benchmarks if (path.name == "ops.py") == (part == "ops")]
+    return [sees_gpu, *([python(), str(path)] for path in chosen)] if chosen else []
 
 
 def sources_digest() -> str:

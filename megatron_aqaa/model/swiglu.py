@@ -12,8 +12,8 @@ from torch import Tensor
 def swiglu(hidden: Tensor) -> Tensor:
     """`silu(gate) · up`, where gate and up are the halves of the last dimension: [..., 2 · F] to [..., F].
 
-    Megatron adds an offset of zero to `up` and lets autograd glue the halves' gradients together. Without these two
-    passes, [2048, 1344] bf16 on one core, forward and backward: 4.1 ms → 2.9 ms.
+    Megatron adds an offset of zero to `up` and lets autograd glue the halves' gradients together: two passes over
+    memory that this form does without.
     """
     return _SwiGLU.apply(hidden)
 

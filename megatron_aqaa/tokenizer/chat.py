@@ -114,8 +114,10 @@ class ChatTemplate:
                 pieces.append(self._spoken(np.empty(0, np.int64), part))
                 continue
             text = np.array(self.text_tokenizer.encode(part), np.int64)
-            if turn.role == "assistant" and parts and isinstance(parts[0], AudioSegment):
-                pieces.append(self._spoken(text, parts.pop(0)))
+            spoken = parts[0] if turn.role == "assistant" and parts else None
+            if isinstance(spoken, AudioSegment):
+                pieces.append(self._spoken(text, spoken))
+                parts.pop(0)
             else:
                 pieces.append(text)
         return np.concatenate(pieces)

@@ -62,5 +62,7 @@ def pitch_octaves(waveform: torch.Tensor) -> torch.Tensor:
     smoothing = waveform.new_tensor([[[1.0, 3.0, 3.0, 1.0]]]) / 8
     halved = functional.conv1d(waveform[None, None], smoothing, stride=2, padding=1)[0]
     track = estimate_pitch(halved, _PITCH)
-    octaves = torch.log2(track.f0_hz / PITCH_REFERENCE_HZ)
-    return octaves.masked_fill(~track.voiced, torch.nan)[0]
+    octaves = torch.log2(track.f0_hz / PITCH_REFERENCE_HZ).masked_fill(~track.voiced, torch.nan)
+    # 2–3 % of the frames are an octave off; a voice does not jump a third within 180 ms and back
+    around = functional.pad(octaves, (4, 4), value=torch.nan).unfold(1, 9, 1).nanmedian(-1).values
+    return octaves.masked_fill((octaves - around).abs() > 0.25, torch.nan)[0]

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from megatron_aqaa.tokenizer.features import FILTER_BANK
-from megatron_aqaa.tokenizer.layers import Encoder, EncoderConfig, FeatureNorm, valid_frames
+from megatron_aqaa.tokenizer.layers import Convolution, Encoder, EncoderConfig, FeatureNorm, valid_frames
 
 FRAMES_PER_CODE = 4  # 40 ms
 PITCH_PER_CODE = 2  # pitch frames of 20 ms
@@ -99,22 +99,24 @@ class SemanticEncoder(nn.Module):
         width = config.encoder.width
         self.config, self.phones = config, tuple(phones)
         self.feature_norm = FeatureNorm(FILTER_BANK.num_mels)
-        self.first = nn.Conv1d(FILTER_BANK.num_mels, width, 5, stride=2, padding=2)
-        self.second = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self.first = Convolution(FILTER_BANK.num_mels, width, kernel_size=5, stride=2)
+        self.second = Convolution(width, width, kernel_size=3, stride=2)
         self.encoder = Encoder(config.encoder, config.num_layers)
         self.quantizer = FiniteScalarQuantizer(width, config.num_values, config.num_levels)
         self.recogniser = Encoder(config.encoder, config.num_layers_after)
         self.norm = nn.LayerNorm(width)
         self.phone_head = nn.Linear(width, FRAMES_PER_CODE * len(phones))
-        self.mel_head = _LocalHead(width, FRAMES_PER_CODE * FILTER_BANK.num_mels)
-        self.pitch_head = _LocalHead(width, PITCH_PER_CODE)
+        # mel and pitch are read from a code and its two neighbours: they must be in the codes, not worked out
+        # from the whole utterance
+        self.neighbours = Convolution(width, width, kernel_size=3)
+        self.mel_head = nn.Linear(width, FRAMES_PER_CODE * FILTER_BANK.num_mels)
+        self.pitch_head = nn.Linear(width, PITCH_PER_CODE)
 
     def hidden(self, fbank: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """States before the quantizer: [B, F, M] log-mel energies, [B] valid frames → [B, F / 4, D]."""
-        normal = self.feature_norm(fbank, valid_frames(lengths, fbank.shape[1])).transpose(1, 2)
+        normal = self.feature_norm(fbank, valid_frames(lengths, fbank.shape[1]))
         half = functional.gelu(self.first(normal))
-        half = half * valid_frames(lengths // 2, half.shape[-1])[:, None]
-        quarter = functional.gelu(self.second(half)).transpose(1, 2)
+        quarter = functional.gelu(self.second(half * valid_frames(lengths // 2, half.shape[1])[..., None]))
         return self.encoder(quarter, valid_frames(lengths // FRAMES_PER_CODE, quarter.shape[1]))
 
     def codes(self, fbank: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -129,23 +131,10 @@ class SemanticEncoder(nn.Module):
         """Predictions from embedded codes [B, F / 4, D] of `lengths` [B] valid frames."""
         valid = valid_frames(lengths // FRAMES_PER_CODE, embedded.shape[1])
         phones = self.phone_head(self.norm(self.recogniser(embedded, valid)))
-        masked = embedded * valid[..., None]
+        local = functional.gelu(self.neighbours(embedded * valid[..., None]))
         batch = len(embedded)
         return SemanticPrediction(
             phones.view(batch, -1, len(self.phones)),
-            self.mel_head(masked).view(batch, -1, FILTER_BANK.num_mels),
-            self.pitch_head(masked).view(batch, -1),
+            self.mel_head(local).view(batch, -1, FILTER_BANK.num_mels),
+            self.pitch_head(local).view(batch, -1),
         )
-
-
-class _LocalHead(nn.Module):
-    """Sees a code and its neighbours: what it reads is in the codes, not worked out from the whole utterance."""
-
-    def __init__(self, width: int, size: int) -> None:
-        super().__init__()
-        self.neighbours = nn.Conv1d(width, width, 3, padding=1)
-        self.output = nn.Linear(width, size)
-
-    def forward(self, embedded: torch.Tensor) -> torch.Tensor:
-        """[B, F / 4, D] → [B, F / 4, size]."""
-        return self.output(functional.gelu(self.neighbours(embedded.transpose(1, 2)).transpose(1, 2)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from megatron_aqaa import platform
 from megatron_aqaa.training.progress import Progress
 from megatron_aqaa.training.stop import StopRequest
 
@@ -81,6 +82,7 @@ def fit(
     """
     directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.num_threads)
+    platform.keep_freed_memory()
     state = _FitState(model, config, directory / "checkpoint.pt")
     state.load()
     model.train()
@@ -103,7 +105,7 @@ class _FitState:
 
     def __init__(self, model: torch.nn.Module, config: FitConfig, path: Path) -> None:
         self.model, self.config, self.path, self.step = model, config, path, 0
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
         decay = [p for p in self.parameters if p.dim() > 1]
         no_decay = [p for p in self.parameters if p.dim() <= 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_aqaa.checkpoint import store
-from megatron_aqaa.model import build_model
+from megatron_aqaa.model import AQAAModel, ModelConfig, build_model
+from megatron_aqaa.platform import ParallelConfig
 from megatron_aqaa.tokenizer.dual_codebook import CodeVectors, DualCodebookTokenizer
 from megatron_aqaa.training.lm_config import TrainConfig
-from megatron_aqaa.training.optimizer import build_optimizer, build_scheduler
+from megatron_aqaa.training.optimizer import OptimizerConfig, build_optimizer, build_scheduler
 from megatron_aqaa.vocabulary import Vocabulary
 
 
@@ -64,19 +66,47 @@ class TrainState:
 
 def build_state(config: TrainConfig, vocabulary: Vocabulary) -> TrainState:
     """Build the run at its newest checkpoint, or at its start."""
-    modules = build_model(config.model, vocabulary, config.parallel)
     resume_from = store.latest_checkpoint(config.run)
-    if resume_from is None:
-        _initialise(modules, config, vocabulary)
-    chunks = _wrap(modules)
-    optimizer = build_optimizer(chunks, config.optimizer, modules[0].config.params_dtype)
-    scheduler = build_scheduler(optimizer, config.optimizer, config.training.steps)
-    state = TrainState(chunks, optimizer, scheduler)
-    modules[0].config.finalize_model_grads_func = finalize_model_grads
-    modules[0].config.grad_scale_func = optimizer.scale_loss
+    state = new_state(
+        config.model,
+        vocabulary,
+        config.parallel,
+        config.optimizer,
+        config.training.steps,
+        initialise=(lambda modules: None)
+        if resume_from
+        else (lambda modules: _initialise(modules, config, vocabulary)),
+    )
     if resume_from is not None:
         state.load(resume_from)
     return state
+
+
+def new_state(
+    model: ModelConfig,
+    vocabulary: Vocabulary,
+    parallel: ParallelConfig,
+    optimizer_config: OptimizerConfig,
+    steps: int,
+    initialise: Callable[[list[AQAAModel]], None] = lambda modules: None,
+) -> TrainState:
+    """Model, optimizer and schedule at step 0.
+
+    Args:
+        model: size and kind.
+        vocabulary: id layout.
+        parallel: the layout that `platform.initialize` was given.
+        optimizer_config: learning rates and AdamW settings.
+        steps: length of the schedule.
+        initialise: changes the random initial weights, before the optimizer copies them.
+    """
+    modules = build_model(model, vocabulary, parallel)
+    initialise(modules)
+    chunks = _wrap(modules)
+    optimizer = build_optimizer(chunks, optimizer_config, modules[0].config.params_dtype)
+    modules[0].config.finalize_model_grads_func = finalize_model_grads
+    modules[0].config.grad_scale_func = optimizer.scale_loss
+    return TrainState(chunks, optimizer, build_scheduler(optimizer, optimizer_config, steps))
 
 
 def _wrap(modules: list[Any]) -> list[Any]:

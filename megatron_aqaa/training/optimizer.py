@@ -67,7 +67,7 @@ def build_optimizer(model_chunks: list[Any], config: OptimizerConfig, params_dty
         if "max_lr" in override:
             # Megatron tells parameter groups apart by this flag when it loads a checkpoint, but 0.16.1 forgets to set
             # it: after a resume the backbone would silently learn at the embedding's rate.
-            override["is_decoupled_lr"] = True  # type: ignore[typeddict-unknown-key]
+            override["is_decoupled_lr"] = True
     optimizer = get_megatron_optimizer(
         megatron_config,
         model_chunks,

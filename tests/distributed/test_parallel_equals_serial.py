@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import finalize_model_grads
 
 from megatron_aqaa import platform
 from megatron_aqaa.checkpoint import store
-from megatron_aqaa.model import ModelConfig, build_model
+from megatron_aqaa.model import ModelConfig
 from megatron_aqaa.ops import positions_in_group
 from megatron_aqaa.platform import ParallelConfig, zigzag_shard
-from megatron_aqaa.training.lm_state import TrainState, _wrap
+from megatron_aqaa.training.lm_state import TrainState, new_state
 from megatron_aqaa.training.lm_step import Batch, StepResult, train_step
-from megatron_aqaa.training.optimizer import OptimizerConfig, build_optimizer, build_scheduler
+from megatron_aqaa.training.optimizer import OptimizerConfig
 from megatron_aqaa.vocabulary import Vocabulary
 from tests.distributed.launch import run
 
@@ -115,13 +114,7 @@ def micro_batches(step: int) -> Iterator[Batch]:
 def fresh(model: ModelConfig, layout: ParallelConfig, seed: int) -> TrainState:
     """A new run at `layout`; equal weights can only come from a checkpoint."""
     platform.initialize(layout, seed)
-    chunks = _wrap(build_model(model, VOCABULARY, layout))
-    optimizer = build_optimizer(chunks, OPTIMIZER, torch.float32)
-    state = TrainState(chunks, optimizer, build_scheduler(optimizer, OPTIMIZER, 100))
-    config = chunks[0].config
-    config.finalize_model_grads_func = finalize_model_grads
-    config.grad_scale_func = optimizer.scale_loss
-    return state
+    return new_state(model, VOCABULARY, layout, OPTIMIZER, steps=100)
 
 
 def train(state: TrainState, steps: int) -> Trace:

@@ -78,9 +78,9 @@ def test_the_whole_way_from_speech_to_tokens(
 
 def test_a_finished_training_is_not_repeated(configs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     weights = configs["text"].parent / "tokenizer/semantic.pt"
-    before = DualCodebookTokenizer.load(weights.parent).semantic_encoder.first.weight.clone()
+    before = DualCodebookTokenizer.load(weights.parent).semantic_encoder.first.product.weight.clone()
     assert run(monkeypatch, "train_tokenizer.py", "semantic", configs["semantic"]) == 0
-    assert DualCodebookTokenizer.load(weights.parent).semantic_encoder.first.weight.equal(before)
+    assert DualCodebookTokenizer.load(weights.parent).semantic_encoder.first.product.weight.equal(before)
 
 
 def test_rejected_recordings_show_in_the_exit_code(

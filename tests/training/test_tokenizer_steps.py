@@ -105,7 +105,7 @@ def test_semantic_losses_add_up_and_reach_the_encoder(store: FeatureStore) -> No
     total = losses["phone"] + 0.25 * losses["mel"] + 2 * losses["pitch"]
     torch.testing.assert_close(losses["loss"], total)
     losses["pitch"].backward()  # alone it must pass the quantizer down to the first layer
-    assert model.first.weight.grad is not None and model.first.weight.grad.abs().sum() > 0
+    assert model.first.product.weight.grad is not None and model.first.product.weight.grad.abs().sum() > 0
 
 
 def test_speech_without_voice_gives_no_pitch_loss(store: FeatureStore) -> None:

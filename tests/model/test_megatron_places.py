@@ -1,11 +1,10 @@
-"""What this room takes for granted about the installed Megatron-Core: the names that it subclasses or replaces."""
+"""What this room takes for granted about the installed Megatron-Core: the places that it fills."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
-import pytest
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
@@ -13,18 +12,6 @@ from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
-
-from megatron_aqaa.model import AQAAModel
-
-SUBCLASSED = {AQAAModel: (GPTModel, {"__init__", "forward", "_postprocess"})}
-
-
-@pytest.mark.parametrize("ours", SUBCLASSED)
-def test_every_method_of_megatron_that_is_replaced_is_listed_and_exists(ours: type) -> None:
-    base, listed = SUBCLASSED[ours]
-    assert issubclass(ours, base)
-    replaced = {name for name, value in vars(ours).items() if inspect.isfunction(value) and hasattr(base, name)}
-    assert replaced == listed
 
 
 def parameters(function: Any) -> set[str]:
