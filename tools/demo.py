@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def _print_outcome(run: Path, records: list[dict[str, object]]) -> None:
     print("\n" + (run / "evaluation" / "scores.txt").read_text())
     print(json.dumps({str(record["name"]): record["seconds"] for record in records}))
     print(f"\nLook and listen: {run}/report.html")
-    print(f"Ask it yourself: python tools/generate.py question.wav -o answer.wav --run {run}")
+    print(
+        f"Ask it yourself: {os.path.relpath(sys.executable)} tools/generate.py question.wav -o answer.wav --run {run}"
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 CARRIED = ROOT / ".venv-gpu"  # beside the system's torch, where nothing can be downloaded
-MINUTES = 9
+MINUTES = 9  # a part
 PARTS = ("build", "test", "ops", "model")
 # Without this a CPU torch would skip every GPU test and pass.
 SEES_GPU = """
@@ -46,10 +46,8 @@ def build_commands(wheels: Path) -> list[list[str]]:
     interpreter, carried = python(), []
     if wheels.is_dir():
         interpreter = str(CARRIED / "bin" / "python")
-        carried = [
-            [sys.executable, "-m", "venv", "--system-site-packages", str(CARRIED)],
-            [interpreter, *install, "--no-index", *map(str, sorted(wheels.glob("*.whl")))],
-        ]
+        environment = [sys.executable, "-m", "venv", "--system-site-packages", str(CARRIED)]
+        carried = [environment, [interpreter, *install, "--no-index", *map(str, sorted(wheels.glob("*.whl")))]]
     package = [interpreter, *install, "--no-build-isolation", "--editable", "."]
     return [*carried, package, [interpreter, "-c", SEES_GPU]]
 
@@ -63,19 +61,14 @@ def commands(part: str, wheels: Path) -> list[list[str]]:
         # Only the files that have such tests: others import parts that a GPU machine need not hold.
         marked = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
         return [sees_gpu, [python(), "-m", "pytest", "-q", "-m", "gpu", *marked]]
-    benchmarks = sorted((ROOT / "benchmarks").glob("*.py"))
-    chosen = [path for path in benchmarks if (path.name == "ops.py") == (part == "ops")]
+    chosen = [path for path in sorted((ROOT / "benchmarks").glob("*.py")) if (path.stem == "ops") == (part == "ops")]
     return [sees_gpu, *([python(), str(path)] for path in chosen)] if chosen else []
 
 
 def sources_digest() -> str:
     """Changes when anything that a part depends on does."""
-    digest = hashlib.sha256()
-    for folder in ("csrc", "megatron_aqaa", "tests", "benchmarks"):
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in {".py", ".cpp", ".h", ".cu", ".cuh", ".yaml"}:
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    files = [*(ROOT / "csrc").rglob("*.*"), *(ROOT / "megatron_aqaa").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
 
 
 def run_part(part: str, wheels: Path, gpu: str) -> dict[str, object]:
@@ -86,6 +79,7 @@ def run_part(part: str, wheels: Path, gpu: str) -> dict[str, object]:
     for command in to_run:
         print(f"gpu_check: {part}: {' '.join(command)}", flush=True)
         left = 60 * MINUTES - (time.monotonic() - start)
+        status: int | str
         try:
             status = subprocess.run(command, cwd=ROOT, env=environment, timeout=max(left, 1)).returncode
         except subprocess.TimeoutExpired:

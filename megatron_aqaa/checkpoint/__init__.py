@@ -1,1 +1,1 @@
-"""Checkpoints: saving and loading at any parallel layout, conversion, merging."""
+"""Checkpoints: saving and loading at any parallel layout."""

@@ -76,7 +76,7 @@ class Adam(torch.optim.AdamW):
             group["step"] += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's layout, with each parameter's `step` filled in from its group."""
+        """State in torch's layout, with each parameter's `step` filled in from its group."""
         content = super().state_dict()
         for group in content["param_groups"]:
             for index in group["params"]:

@@ -20,6 +20,7 @@ class LoopConfig:
         micro_batch_size: sequences per forward pass of one data-parallel rank.
         global_batch_size: sequences per optimizer step over all ranks.
         save_interval: steps between checkpoints; one is always written at the end and on a stop signal.
+        validation_interval: steps between passes over `data.validation`; one is always made at the end if it is set.
         keep_checkpoints: newest checkpoints to keep.
         seed: initial weights and data order.
         init_from: run or checkpoint directory whose weights (not optimizer) the run starts from.
@@ -31,6 +32,7 @@ class LoopConfig:
     micro_batch_size: int
     global_batch_size: int
     save_interval: int = 500
+    validation_interval: int = 500
     keep_checkpoints: int = 2
     seed: int = 0
     init_from: Path | None = None

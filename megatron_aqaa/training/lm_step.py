@@ -56,6 +56,37 @@ def train_step(
     for chunk in model_chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
+    totals = _run(model_chunks, batches, vocabulary, num_microbatches, shape, forward_only=False)
+    updated, grad_norm, _ = optimizer.step()
+    return _result(totals, float(grad_norm or 0.0), bool(updated))
+
+
+def validation_step(
+    model_chunks: list[Any],
+    batches: list[Iterator[Batch]],
+    vocabulary: Vocabulary,
+    num_microbatches: int,
+    shape: tuple[int, int],
+) -> StepResult:
+    """Losses over `num_microbatches` without a backward pass; arguments as in `train_step`."""
+    for chunk in model_chunks:
+        chunk.eval()
+    totals = _run(model_chunks, batches, vocabulary, num_microbatches, shape, forward_only=True)
+    for chunk in model_chunks:
+        chunk.train()
+    return _result(totals, grad_norm=0.0, updated=False)
+
+
+def _run(
+    model_chunks: list[Any],
+    batches: list[Iterator[Batch]],
+    vocabulary: Vocabulary,
+    num_microbatches: int,
+    shape: tuple[int, int],
+    *,
+    forward_only: bool,
+) -> torch.Tensor:
+    """All micro-batches through Megatron's schedule; the sums of `_loss` over all of them and all ranks."""
     sums = get_forward_backward_func()(
         forward_step_func=_forward_step(vocabulary),
         data_iterator=batches if len(batches) > 1 else batches[0],
@@ -63,11 +94,9 @@ def train_step(
         num_microbatches=num_microbatches,
         micro_batch_size=shape[0],
         seq_length=shape[1],
-        forward_only=False,
+        forward_only=forward_only,
     )
-    updated, grad_norm, _ = optimizer.step()
-    totals = _global_sums(sums)
-    return _result(totals, float(grad_norm or 0.0), bool(updated))
+    return _global_sums(sums)
 
 
 def _forward_step(vocabulary: Vocabulary) -> Callable[[Iterator[Batch], Any], tuple[torch.Tensor, Any]]:

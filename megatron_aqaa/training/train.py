@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from torch.utils.data import Dataset
 
 from megatron_aqaa import platform
 from megatron_aqaa.config import save_config
-from megatron_aqaa.data.datasets import build_dataset
+from megatron_aqaa.data.datasets import build_dataset, build_validation_dataset
 from megatron_aqaa.data.loader import batches
 from megatron_aqaa.training.lm_config import LoopConfig, TrainConfig
 from megatron_aqaa.training.lm_state import TrainState, build_state
-from megatron_aqaa.training.lm_step import Batch, StepResult, train_step
+from megatron_aqaa.training.lm_step import Batch, StepResult, train_step, validation_step
 from megatron_aqaa.training.optimizer import backbone_learning_rate
 from megatron_aqaa.training.progress import Progress
 from megatron_aqaa.training.stop import StopRequest
@@ -64,6 +65,8 @@ def _loop(
             state.step += 1
             state.consumed_samples += loop.global_batch_size
             _report(progress, state.step, result, learning_rate, time.monotonic() - started_s, loop, shape[1])
+            if config.data.validation and (state.step % loop.validation_interval == 0 or state.step == loop.steps):
+                progress.log({"step": state.step, **_validation_losses(config, state, vocabulary)})
             stopping = _any_rank(stop.requested)
             if stopping or state.step % loop.save_interval == 0 or state.step == loop.steps:
                 state.save(config.run, loop.keep_checkpoints)
@@ -84,20 +87,27 @@ def _num_microbatches(loop: LoopConfig) -> int:
 def _data(
     config: TrainConfig, state: TrainState, vocabulary: Vocabulary, num_microbatches: int
 ) -> list[Iterator[Batch]]:
+    """Training micro-batches from the run's position on."""
+    loop = config.training
+    dataset = build_dataset(config.data, vocabulary, loop.steps * loop.global_batch_size, loop.seed)
+    return _iterators(dataset, state, loop.micro_batch_size, num_microbatches, state.consumed_samples)
+
+
+def _iterators(
+    dataset: Dataset[Batch], state: TrainState, micro_batch_size: int, num_microbatches: int, consumed_samples: int
+) -> list[Iterator[Batch]]:
     """One iterator per virtual pipeline stage, all over the same micro-batches.
 
     Every rank reads the same memory map, so nothing is broadcast between tensor-parallel ranks.
     """
-    loop = config.training
-    dataset = build_dataset(config.data, vocabulary, loop.steps * loop.global_batch_size, loop.seed)
     return [
         map(
             _context_parallel_part,
             batches(
                 dataset,
-                micro_batch_size=loop.micro_batch_size,
+                micro_batch_size=micro_batch_size,
                 num_microbatches=num_microbatches,
-                consumed_samples=state.consumed_samples,
+                consumed_samples=consumed_samples,
                 rank=parallel_state.get_data_parallel_rank(),
                 world_size=parallel_state.get_data_parallel_world_size(),
                 device=platform.device(),
@@ -105,6 +115,19 @@ def _data(
         )
         for _ in state.model_chunks
     ]
+
+
+def _validation_losses(config: TrainConfig, state: TrainState, vocabulary: Vocabulary) -> dict[str, float]:
+    """Mean losses over the held-out data, without the sequences that do not fill a last batch."""
+    dataset = build_validation_dataset(config.data, vocabulary)
+    micro_batch_size = config.training.micro_batch_size
+    num_microbatches = len(dataset) // (micro_batch_size * parallel_state.get_data_parallel_world_size())  # type: ignore[arg-type]
+    if num_microbatches == 0:
+        raise ValueError(f"data.validation holds {len(dataset)} sequences, fewer than one micro-batch of each rank")  # type: ignore[arg-type]
+    iterators = _iterators(dataset, state, micro_batch_size, num_microbatches, consumed_samples=0)
+    shape = (micro_batch_size, config.data.sequence_length)
+    result = validation_step(state.model_chunks, iterators, vocabulary, num_microbatches, shape)
+    return {"validation_loss": result.loss, **{f"validation_loss_{k}": v for k, v in result.modality_losses.items()}}
 
 
 def _context_parallel_part(batch: Batch) -> Batch:

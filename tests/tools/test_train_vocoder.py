@@ -1,4 +1,4 @@
-"""`tools/train_vocoder.py` and `tools/vocode.py`, run as a user would: train both halves for a few steps, then speak."""
+"""`tools/train_vocoder.py` and `tools/vocode.py`, run as a user would: both halves for a few steps, then speak."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def test_writes_models_logs_and_reports(trained: Path, call: Tool) -> None:
     assert load_config(GeneratorTrainConfig, trained / "generator" / "config.yaml").model.hidden_size == 16
 
 
-def test_speaks_a_record(trained: Path, run: Path, call: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_speaks_a_record(
+    trained: Path, run: Path, call: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [trained, "--tokens", run / "tokens" / "audio", "--record", 2, "-o"]
     assert call("vocode", *words, tmp_path / "a.wav") == 0
     assert "a.wav: 0.72 s of speech" in capsys.readouterr().out
@@ -98,7 +100,9 @@ def test_speaks_ids_whole_and_in_chunks(trained: Path, run: Path, call: Tool, tm
         assert soundfile.info(tmp_path / f"{name}.wav").frames == len(ids) // 5 * 1920
 
 
-def test_mistakes_are_explained(trained: Path, run: Path, call: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_explained(
+    trained: Path, run: Path, call: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "ids.txt").write_text("41 42 hello")
     for words, message in (
         (("train_vocoder", "generator", run / "none.yaml"), "no such configuration file"),

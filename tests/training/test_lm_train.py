@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -93,6 +93,18 @@ def test_init_from_takes_weights_but_not_the_optimizer(data: Path, straight: Pat
     assert first["loss"] < logged(straight)[0]["loss"]
 
 
+def test_validation_is_logged_and_changes_nothing(data: Path, straight: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path, validation_interval=2)
+    object.__setattr__(config.data, "validation", (str(data / "documents"),))
+    train(config)
+    records = logged(tmp_path)
+    assert [record for record in records if "loss" in record] == logged(straight)
+    validated = [record for record in records if "validation_loss" in record]
+    assert [record["step"] for record in validated] == [2, 4]
+    assert validated[1]["validation_loss"] < validated[0]["validation_loss"]
+    assert {"validation_loss_text", "validation_loss_linguistic", "validation_loss_semantic"} <= set(validated[0])
+
+
 def test_settings_are_kept_beside_the_checkpoints(data: Path, straight: Path) -> None:
     assert load_config(TrainConfig, straight / "config.yaml") == tiny_config(data, straight, keep_checkpoints=9)
 
@@ -103,8 +115,7 @@ def test_batch_that_does_not_divide_is_refused(data: Path, tmp_path: Path) -> No
 
 
 def test_checkpoint_of_another_shape_is_refused(data: Path, straight: Path, tmp_path: Path) -> None:
-    config = tiny_config(data, tmp_path, init_from=str(straight))
-    narrower = tiny_config(data, tmp_path, init_from=str(straight), steps=2)
+    narrower = tiny_config(data, tmp_path, init_from=str(straight))
     object.__setattr__(narrower.model, "ffn_hidden_size", 32)
     with pytest.raises(ValueError, match="does not fit this model"):
         train(narrower)

@@ -62,7 +62,9 @@ def test_pitch_of_unvoiced_frames_is_not_learned(batch: VoiceBatch) -> None:
     torch.manual_seed(0)
     honest = acoustic_losses(model, batch)["pitch"]
     torch.manual_seed(0)
-    assert torch.equal(acoustic_losses(model, batch._replace(frames=batch.frames._replace(octaves=nonsense)))["pitch"], honest)
+    assert torch.equal(
+        acoustic_losses(model, batch._replace(frames=batch.frames._replace(octaves=nonsense)))["pitch"], honest
+    )
 
 
 def test_flow_does_not_pull_at_the_mean(batch: VoiceBatch) -> None:

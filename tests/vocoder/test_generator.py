@@ -22,7 +22,9 @@ def vowel(f0_hz: float, frames: int = 60) -> torch.Tensor:
 
 @pytest.mark.parametrize("frames", [2, 6, 37])
 def test_length_is_exact(frames):
-    spoken = tiny_generator()(VoiceFrames(torch.randn(2, frames, 80) - 4, torch.zeros(2, frames), torch.ones(2, frames)))
+    spoken = tiny_generator()(
+        VoiceFrames(torch.randn(2, frames, 80) - 4, torch.zeros(2, frames), torch.ones(2, frames))
+    )
     assert spoken.shape == (2, frames * 320) and spoken.dtype == torch.float32
     assert torch.isfinite(spoken).all()
 

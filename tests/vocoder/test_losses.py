@@ -14,8 +14,13 @@ from megatron_aqaa.vocoder.losses import magnitude, multi_resolution_stft_loss
 def test_magnitude_against_a_loop():
     waveform = torch.randn(2, 700)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 256)
-    naive = [[np.abs(np.fft.rfft(row[i : i + 256] * window)) for i in range(0, 700 - 256 + 1, 64)] for row in waveform.numpy()]
-    torch.testing.assert_close(magnitude(waveform, 256, 64), torch.tensor(np.array(naive)).float(), rtol=1e-4, atol=2e-4)
+    naive = [
+        [np.abs(np.fft.rfft(row[i : i + 256] * window)) for i in range(0, 700 - 256 + 1, 64)]
+        for row in waveform.numpy()
+    ]
+    torch.testing.assert_close(
+        magnitude(waveform, 256, 64), torch.tensor(np.array(naive)).float(), rtol=1e-4, atol=2e-4
+    )
 
 
 def test_zero_for_the_same_waveform_and_known_for_twice_it():
