@@ -102,6 +102,7 @@ class SemanticEncoder(nn.Module):
         self.first = Convolution(FILTER_BANK.num_mels, width, kernel_size=5, stride=2)
         self.second = Convolution(width, width, kernel_size=3, stride=2)
         self.encoder = Encoder(config.encoder, config.num_layers)
+        self.early_phone_head = nn.Linear(width, FRAMES_PER_CODE * len(phones))
         self.quantizer = FiniteScalarQuantizer(width, config.num_values, config.num_levels)
         self.recogniser = Encoder(config.encoder, config.num_layers_after)
         self.norm = nn.LayerNorm(width)
@@ -119,13 +120,21 @@ class SemanticEncoder(nn.Module):
         quarter = functional.gelu(self.second(half * valid_frames(lengths // 2, half.shape[1])[..., None]))
         return self.encoder(quarter, valid_frames(lengths // FRAMES_PER_CODE, quarter.shape[1]))
 
+    def early_phone_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Phones from the states before the quantizer, [B, F / 4, D] → [B, F, P]: for training only."""
+        return self.early_phone_head(hidden).view(len(hidden), -1, len(self.phones))
+
     def codes(self, fbank: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """[B, F, M] log-mel energies, [B] valid frames → [B, F / 4] int64 codes; ignore those of padded frames."""
         return self.quantizer.codes(self.hidden(fbank, lengths))
 
     def forward(self, fbank: torch.Tensor, lengths: torch.Tensor) -> SemanticPrediction:
         """Through the quantizer, with straight gradients: [B, F, M], [B] → predictions."""
-        return self.predict(self.quantizer.embed_levels(self.quantizer.levels(self.hidden(fbank, lengths))), lengths)
+        return self.quantize_and_predict(self.hidden(fbank, lengths), lengths)
+
+    def quantize_and_predict(self, hidden: torch.Tensor, lengths: torch.Tensor) -> SemanticPrediction:
+        """States before the quantizer [B, F / 4, D] → predictions."""
+        return self.predict(self.quantizer.embed_levels(self.quantizer.levels(hidden)), lengths)
 
     def predict(self, embedded: torch.Tensor, lengths: torch.Tensor) -> SemanticPrediction:
         """Predictions from embedded codes [B, F / 4, D] of `lengths` [B] valid frames."""

@@ -134,10 +134,18 @@ def linguistic_losses(augment: Augmentation) -> Callable[[LinguisticEncoder, Spe
 
 @dataclass(frozen=True)
 class SemanticWeights:
-    """Weights of the losses beside the phones': L1 on normalised mel energies, L1 on octaves of pitch."""
+    """Weights of the losses beside that of the phones.
+
+    Attributes:
+        mel: L1 on normalised mel energies.
+        pitch: L1 on octaves.
+        early_phone: cross-entropy on phones before the quantizer: the encoder need not wait until the codes, noise
+            at first, carry a gradient.
+    """
 
     mel: float = 0.5
-    pitch: float = 1.0
+    pitch: float = 2.0
+    early_phone: float = 1.0
 
 
 def semantic_losses(
@@ -147,13 +155,16 @@ def semantic_losses(
 
     def losses(model: SemanticEncoder, batch: SpeechBatch) -> Losses:
         norm = model.feature_norm
-        prediction = model(augment(batch.fbank, norm.mean, norm.deviation), batch.lengths)
+        hidden = model.hidden(augment(batch.fbank, norm.mean, norm.deviation), batch.lengths)
+        early = _phone_loss(model.early_phone_logits(hidden), batch.phones)
+        prediction = model.quantize_and_predict(hidden, batch.lengths)
         phone = _phone_loss(prediction.phone_logits, batch.phones)
         inside = batch.phones != IGNORED
         mel = (prediction.mel.float() - norm(batch.fbank, inside))[inside].abs().mean()
         voiced = batch.pitch.isfinite()
         pitch = (prediction.pitch.float() - batch.pitch)[voiced].abs().sum() / voiced.sum().clamp(min=1)
-        return {"loss": phone + weights.mel * mel + weights.pitch * pitch, "phone": phone, "mel": mel, "pitch": pitch}
+        total = phone + weights.early_phone * early + weights.mel * mel + weights.pitch * pitch
+        return {"loss": total, "phone": phone, "early_phone": early, "mel": mel, "pitch": pitch}
 
     return losses
 

@@ -57,9 +57,9 @@ class SpeechTrainingConfig:
         fit: schedule and optimizer.
         batch_size: utterances a step.
         augmentation: noise and masks.
-        trained: split to train on.
-        held_out: split whose scores are printed.
-        max_scored: utterances of either split that are scored.
+        trained: splits to train on.
+        held_out: splits whose scores are printed.
+        max_scored: utterances of either kind that are scored.
     """
 
     features: Path
@@ -67,19 +67,19 @@ class SpeechTrainingConfig:
     fit: FitConfig
     batch_size: int = 16
     augmentation: Augmentation = Augmentation()
-    trained: str = "train"
-    held_out: str = "unseen_voice"
+    trained: tuple[str, ...] = ("train",)
+    held_out: tuple[str, ...] = ("unseen_voice",)
     max_scored: int = 2000
 
     def batches(self, store: FeatureStore) -> SpeechBatches:
         """Training batches by step."""
-        return SpeechBatches(store, store.split(self.trained), self.batch_size, self.fit.seed)
+        return SpeechBatches(store, store.split(*self.trained), self.batch_size, self.fit.seed)
 
     def scored(self, store: FeatureStore) -> tuple[list[int], list[int]]:
         """Utterances of the trained and of the held-out split that are scored, spread over the corpus."""
-        trained, held_out = store.split(self.trained), store.split(self.held_out)
+        trained, held_out = store.split(*self.trained), store.split(*self.held_out)
         if not held_out:
-            raise ValueError(f"{self.features}: no utterance of the split {self.held_out!r}; name one in `held_out`")
+            raise ValueError(f"{self.features}: no utterance of the splits {self.held_out}; name one in `held_out`")
         return tuple(part[:: -(-len(part) // self.max_scored)] for part in (trained, held_out))  # type: ignore[return-value]
 
 
@@ -147,7 +147,7 @@ def _train(
 @torch.inference_mode()
 def _cluster(model: LinguisticEncoder, store: FeatureStore, config: LinguisticTrainingConfig) -> torch.Tensor:
     """Centroids [K, D] of the hidden states of the trained split."""
-    utterances = store.split(config.trained)
+    utterances = store.split(*config.trained)
     states = []
     for batch in evaluation_batches(store, utterances[:: -(-len(utterances) // config.kmeans_utterances)]):
         hidden = model(batch.fbank, batch.lengths)

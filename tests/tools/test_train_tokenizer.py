@@ -101,7 +101,11 @@ def test_rejected_recordings_show_in_the_exit_code(
         ("extract_features.py", ["features", "manifest=none.jsonl"], "none.jsonl: no such manifest"),
         ("train_tokenizer.py", ["text", "text", "manifest=none.jsonl"], "none.jsonl: no such manifest"),
         ("train_tokenizer.py", ["linguistic", "linguistic", "features=none"], "none/index.json: no finished features"),
-        ("train_tokenizer.py", ["linguistic", "linguistic", "held_out=never"], "no utterance of the split 'never'"),
+        (
+            "train_tokenizer.py",
+            ["linguistic", "linguistic", "held_out=[never]"],
+            "no utterance of the splits ('never',)",
+        ),
         (
             "train_tokenizer.py",
             ["semantic", "semantic", "fit.stepz=3"],

@@ -101,8 +101,10 @@ def test_losses_do_not_see_padding(store: FeatureStore) -> None:
 def test_semantic_losses_add_up_and_reach_the_encoder(store: FeatureStore) -> None:
     torch.manual_seed(0)
     model = SemanticEncoder(SemanticConfig(ENCODER, 2, 1), store.phones)
-    losses = semantic_losses(QUIET, SemanticWeights(mel=0.25, pitch=2.0))(model, collate(store, [0, 1, 2]))
-    total = losses["phone"] + 0.25 * losses["mel"] + 2 * losses["pitch"]
+    losses = semantic_losses(QUIET, SemanticWeights(mel=0.25, pitch=2.0, early_phone=0.5))(
+        model, collate(store, [0, 1, 2])
+    )
+    total = losses["phone"] + 0.5 * losses["early_phone"] + 0.25 * losses["mel"] + 2 * losses["pitch"]
     torch.testing.assert_close(losses["loss"], total)
     losses["pitch"].backward()  # alone it must pass the quantizer down to the first layer
     assert model.first.product.weight.grad is not None and model.first.product.weight.grad.abs().sum() > 0

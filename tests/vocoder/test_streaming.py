@@ -35,7 +35,10 @@ def test_equals_the_whole_where_context_reaches_far_enough():
     """Without flow the tiny networks see 11 frames (of 20 ms) to each side; two groups of lookahead are 12."""
     vocoder, ids = tiny_vocoder(SamplingConfig(steps=0)), random_ids(30)
     streamed = torch.cat(stream(vocoder, ids, StreamConfig(chunk_groups=(3, 4), context_groups=4, lookahead_groups=2)))
-    torch.testing.assert_close(streamed, vocoder.synthesize(ids), rtol=0, atol=2e-3)
+    whole = vocoder.synthesize(ids)
+    assert (streamed - whole).norm() < 0.005 * whole.norm()  # what is left is the rounding of the pitch
+    without_lookahead = torch.cat(stream(vocoder, ids, StreamConfig(chunk_groups=(3, 4), lookahead_groups=0)))
+    assert (without_lookahead - whole).norm() > 0.05 * whole.norm()  # so the lookahead is what does it
 
 
 def test_flow_stays_near_the_whole_and_does_not_click():
