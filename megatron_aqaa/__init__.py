@@ -14,7 +14,8 @@ import warnings
 __version__ = "0.1.0"
 
 # Megatron-Core says at import, once per module, that optional parts are missing (they are extras of this project),
-# recommends an environment variable that only a GPU reads, and uses names that torch 2.13 renames.
+# recommends an environment variable that only a GPU reads, uses names that torch 2.13 renames, and looks for gradients
+# where there are none.
 for _message in (
     "Transformer Engine and Apex are not installed",
     "Apex is not installed",
@@ -23,5 +24,6 @@ for _message in (
     "`load_state_dict` is deprecated",
     "Please use DTensor instead",
     "`torch.jit.script",
+    "The .grad attribute of a Tensor that is not a leaf",
 ):
     warnings.filterwarnings("ignore", message=_message)

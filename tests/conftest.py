@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
@@ -12,3 +14,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; this machine has none"))
+
+
+def pytest_sessionstart() -> None:
+    # A shell ignores SIGINT for what it starts in the background. Children inherit that: tests of ctrl-C would hang.
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -50,7 +50,7 @@ def test_words_are_told_one_by_one_and_make_up_the_text(answerer: SpokenAnswerer
     told: list[str] = []
     answer = answerer.answer(QUESTION, SAMPLING, told.append)
     assert "".join(told) == answer.text
-    assert len(told) > 2
+    assert len(told) > 1
     assert all(told)
 
 

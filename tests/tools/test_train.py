@@ -38,7 +38,7 @@ def test_trains_and_prints_progress(file: Path) -> None:
         ("vocabulary=nowhere.yaml", "nowhere.yaml: no such vocabulary file"),
         ("training.init_from=nowhere", "nowhere: no complete checkpoint here"),
         ("parallel.tensor_model_parallel_size=2", "1 processes cannot hold copies of a model over 2"),
-        ("data.directory=/nowhere", "/nowhere/"),
+        ("data.train={nowhere: 1}", "nowhere"),
     ],
 )
 def test_mistakes_are_named_with_code_2(file: Path, tmp_path: Path, override: str, message: str) -> None:
