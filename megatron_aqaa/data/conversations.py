@@ -112,8 +112,8 @@ def mix(examples: Mapping[str, Sequence[Example]], shares: Mapping[str, float], 
 
 def _draw(size: int, count: int, random: np.random.Generator) -> list[int]:
     """`count` of the numbers below `size`, each again only when all were drawn."""
-    rounds = [random.permutation(size) for _ in range(-(-count // size))]
-    return np.concatenate(rounds)[:count].tolist()
+    rounds = [random.permutation(size).tolist() for _ in range(-(-count // size))]
+    return [index for drawn in rounds for index in drawn][:count]
 
 
 def conversation(

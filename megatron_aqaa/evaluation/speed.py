@@ -49,4 +49,5 @@ def _time_answer(answerer: SpokenAnswerer, question: Tensor) -> tuple[float, flo
         sounds_s.append(time.perf_counter() - started_s)
         num_samples += len(sound)
     whole_s = time.perf_counter() - started_s
-    return words_s[0], sounds_s[0], whole_s / (num_samples / SAMPLE_RATE_HZ)
+    first_word_s = words_s[0] if words_s else whole_s  # an untrained model may write nothing that can be read
+    return first_word_s, sounds_s[0], whole_s / (num_samples / SAMPLE_RATE_HZ)
