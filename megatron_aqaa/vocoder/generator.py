@@ -82,10 +82,6 @@ class Source(NamedTuple):
 
 NOISE_IN_VOICED = -4.0  # log gain of the noise beside the pulses before training
 MAX_LOG_GAIN = 8.0
-# Half-width of the start filters' smoothing. Below 1 kHz the mel bands tell harmonics apart; a filter that followed
-# them would raise the gaps between the pulses' own harmonics to the level of the wanted ones wherever the two pitches
-# differ a little, as predicted ones do.
-SMOOTHING_HZ = 200.0
 
 
 class Generator(nn.Module):
@@ -151,13 +147,9 @@ class Generator(nn.Module):
         pulses = pulse_train(frames.octaves, frames.voiced, mel.hop_length, mel.sample_rate_hz, anchor)
         noise = torch.randn_like(pulses.waveform) if noise is None else noise
         mixed = pulses.waveform + (1 - pulses.voicing) * noise
-        gain = self._per_filter(self._envelope(frames.mel) - self._envelope(self.log_mel(mixed).transpose(1, 2)))
+        gain = self._per_filter((frames.mel - self.log_mel(mixed).transpose(1, 2)) @ self.band_to_bin)
         voiced = self._per_filter(frames.voiced[..., None])
         return Source(self.fourier(pulses.waveform), self.fourier(noise), gain, gain + NOISE_IN_VOICED * voiced)
-
-    def _envelope(self, mel: torch.Tensor) -> torch.Tensor:
-        """Log magnitude at each bin, [B, F, M] → [B, F, bins], smooth over `SMOOTHING_HZ`."""
-        return 0.5 * torch.log(torch.exp(2 * mel) @ self.band_to_bin)
 
     def _per_filter(self, values: torch.Tensor) -> torch.Tensor:
         """[B, F, C] at the mel's frame centres → [B, F', C] at the filters'."""
@@ -170,15 +162,18 @@ def _gain(log_magnitude: torch.Tensor) -> torch.Tensor:
 
 
 def _band_to_bin(config: GeneratorConfig) -> torch.Tensor:
-    """[M, bins]: each bin a triangular mean of the bands within `SMOOTHING_HZ`, or at least of its nearest two."""
+    """[M, bins]: spreads a value per mel band over the bins, each bin a weighted mean of the bands around it."""
     mel = config.mel
     centres_hz = _band_centres_hz(mel)
     bins_hz = torch.linspace(0, mel.sample_rate_hz / 2, config.num_bins)
-    spacing_hz = torch.gradient(centres_hz)[0]
-    width_hz = spacing_hz.clamp(min=SMOOTHING_HZ)
-    inside_hz = bins_hz.clamp(float(centres_hz[0]), float(centres_hz[-1]))  # the outermost bands reach to the ends
-    weights = (1 - (centres_hz[:, None] - inside_hz).abs() / width_hz[:, None]).clamp(min=0) * spacing_hz[:, None]
-    return weights / weights.sum(dim=0).clamp(min=1e-6)
+    upper = torch.searchsorted(centres_hz, bins_hz).clamp(1, mel.num_mels - 1)
+    low_hz, high_hz = centres_hz[upper - 1], centres_hz[upper]
+    share = ((bins_hz - low_hz) / (high_hz - low_hz)).clamp(0, 1)
+    weights = torch.zeros(mel.num_mels, config.num_bins)
+    columns = torch.arange(config.num_bins)
+    weights[upper - 1, columns] = 1 - share
+    weights[upper, columns] = share
+    return weights
 
 
 def _band_centres_hz(mel: MelConfig) -> torch.Tensor:
