@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from megatron_aqaa.audio.synthetic import Espeak, Speech, record
 from megatron_aqaa.config import save_config
 from megatron_aqaa.data.miniature import spoken_form
 from megatron_aqaa.data.speech_script import SpeechCorpusConfig, Utterance, write_script
+from megatron_aqaa.tokenizer.workers import map_blocks
 
 __all__ = ["MANIFEST_NAME", "SpeechCorpusConfig", "synthesize_corpus"]
 
@@ -60,7 +59,7 @@ def synthesize_corpus(
         (directory / "wav").mkdir(parents=True, exist_ok=True)
         (directory / "blocks").mkdir(exist_ok=True)
         save_config(config, directory / "speech.yaml")
-    for count in _map(_Block.speak, missing, config.num_workers):
+    for count in map_blocks(_Block.speak, missing, config.num_workers):
         done += count
         on_progress(done)
     _write_whole(manifest, "".join(block.note.read_text() for block in blocks))
@@ -123,16 +122,6 @@ def _manifest_line(utterance: Utterance, speech: Speech) -> dict[str, Any]:
 
 def _audio_name(utterance: Utterance) -> str:
     return f"wav/{utterance.id:06d}.wav"
-
-
-def _map(function: Callable[[_Block], int], blocks: Sequence[_Block], num_workers: int) -> Iterator[int]:
-    if num_workers == 0 or len(blocks) < 2:
-        yield from map(function, blocks)
-        return
-    # Spawned, not forked: the caller may hold threads of PyTorch. Interrupts are for the parent, which ends the pool.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(num_workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield from pool.imap_unordered(function, blocks)
 
 
 def _write_whole(path: Path, text: str) -> None:
