@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import runpy
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -53,15 +55,22 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write_config(run_directory, name, **settings) for name, settings in stages.items()}
 
 
-def test_the_whole_way_from_speech_to_tokens(
-    configs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def trained(configs: dict[str, Path]) -> tuple[dict[str, Path], str]:
+    """The same files after every stage has run, and what the stages printed. Each test asks for what it needs, so that
+    any of them runs alone, or first."""
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(shown):
+        assert run(monkeypatch, "extract_features.py", configs["features"]) == 0
+        for part in ("text", "linguistic", "semantic"):
+            assert run(monkeypatch, "train_tokenizer.py", part, configs[part]) == 0
+        assert run(monkeypatch, "tokenize_audio.py", configs["tokens"]) == 0
+    return configs, shown.getvalue()
+
+
+def test_the_whole_way_from_speech_to_tokens(trained: tuple[dict[str, Path], str]) -> None:
+    configs, shown = trained
     root = configs["text"].parent
-    assert run(monkeypatch, "extract_features.py", configs["features"]) == 0
-    for part in ("text", "linguistic", "semantic"):
-        assert run(monkeypatch, "train_tokenizer.py", part, configs[part]) == 0
-    assert run(monkeypatch, "tokenize_audio.py", configs["tokens"]) == 0
-    shown = capsys.readouterr().out
     for score in ("phone_error", "codes_used", "code_phone_accuracy", "pitch_error_semitones", "code → phone"):
         assert score in shown
     for name in ("linguistic", "semantic"):
@@ -76,7 +85,10 @@ def test_the_whole_way_from_speech_to_tokens(
     assert len(tokenizer.codes(documents[0].token_ids).semantic) == 3 * 25
 
 
-def test_a_finished_training_is_not_repeated(configs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_training_is_not_repeated(
+    trained: tuple[dict[str, Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs, _ = trained
     weights = configs["text"].parent / "tokenizer/semantic.pt"
     before = DualCodebookTokenizer.load(weights.parent).semantic_encoder.first.product.weight.clone()
     assert run(monkeypatch, "train_tokenizer.py", "semantic", configs["semantic"]) == 0
@@ -84,8 +96,12 @@ def test_a_finished_training_is_not_repeated(configs: dict[str, Path], monkeypat
 
 
 def test_rejected_recordings_show_in_the_exit_code(
-    configs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    trained: tuple[dict[str, Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
+    configs, _ = trained
     manifest = tmp_path / "manifest.jsonl"
     speech = configs["text"].parent / "speech"
     manifest.write_text(json.dumps({"audio": str(speech / "wav/0.wav")}) + '\n{"audio": "none.wav"}\n')
@@ -115,13 +131,14 @@ def test_rejected_recordings_show_in_the_exit_code(
     ],
 )
 def test_what_is_wrong_is_said(
-    configs: dict[str, Path],
+    trained: tuple[dict[str, Path], str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tool: str,
     arguments: list[str],
     problem: str,
 ) -> None:
+    configs, _ = trained
     *part, name, override = arguments
     assert run(monkeypatch, tool, *part, configs[name], override) == 2
     assert problem in capsys.readouterr().err
