@@ -27,8 +27,8 @@ LINTED := megatron_aqaa tests tools benchmarks setup.py
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-demo: $(READY) ## train the chain in miniature and answer a spoken question (QUICK=1: a reduced run)
-	$(BIN)/python tools/demo.py $(if $(QUICK),--quick)
+demo: $(READY) ## train the chain in miniature and answer a spoken question (QUICK=1: a reduced run, SEED=1: another seed)
+	$(BIN)/python tools/demo.py $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
 
 test: $(READY) ## all tests: the fast ones in parallel, then those that start processes of their own
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not distributed"

@@ -26,10 +26,12 @@ def main() -> int:
     parser.add_argument("--config", default="examples/tiny_cpu/demo.yaml", help="stages of the chain")
     parser.add_argument("--run", type=Path, help="run directory (default: runs/demo, or runs/quick with --quick)")
     parser.add_argument("--quick", action="store_true", help="reduced run with lower scores")
+    parser.add_argument("--seed", type=int, default=0, help="of data, weights and batches; not 0: runs/demo-seed1 …")
     arguments = parser.parse_args()
-    run = arguments.run or Path("runs/quick" if arguments.quick else "runs/demo")
+    default = "runs/" + ("quick" if arguments.quick else "demo") + (f"-seed{arguments.seed}" if arguments.seed else "")
+    run = arguments.run or Path(default)
     try:
-        records = Chain(load_config(ChainConfig, arguments.config), run, arguments.quick).run()
+        records = Chain(load_config(ChainConfig, arguments.config), run, arguments.quick, arguments.seed).run()
     except ValueError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2

@@ -29,7 +29,7 @@ class Stage:
     Attributes:
         name: unique; also the name of its log and record.
         command: words of the command line; `{run}` stands for the run directory, `{processes}` for the number of
-            processes of a distributed stage: two on a CPU, else the number of GPUs up to two.
+            processes of a distributed stage: two on a CPU, else the number of GPUs up to two, `{seed}` for the seed.
         needs: names of stages whose outputs it reads.
         after: names of stages to wait for without reading their outputs, so that cores are used well.
         outputs: paths below the run directory that the stage writes.
@@ -78,10 +78,11 @@ class Chain:
         config: the stages.
         run: directory for outputs, logs and records.
         quick: the reduced run.
+        seed: of data, weights and batches, handed to the stages that name it.
     """
 
-    def __init__(self, config: ChainConfig, run: Path, quick: bool = False) -> None:
-        self.config, self.run_directory, self.quick = config, run, quick
+    def __init__(self, config: ChainConfig, run: Path, quick: bool = False, seed: int = 0) -> None:
+        self.config, self.run_directory, self.quick, self.seed = config, run, quick, seed
         self.stages = {stage.name: stage for stage in config.stages}
         for stage in config.stages:
             for need in stage.needs + stage.after:
@@ -196,7 +197,11 @@ class Chain:
 
     def _command(self, stage: Stage) -> list[str]:
         words = stage.command + (stage.quick if self.quick else ())
-        values = {"{run}": str(self.run_directory), "{processes}": str(platform.local_processes())}
+        values = {
+            "{run}": str(self.run_directory),
+            "{processes}": str(platform.local_processes()),
+            "{seed}": str(self.seed),
+        }
         for name, value in values.items():
             words = tuple(word.replace(name, value) for word in words)
         return list(words)

@@ -53,3 +53,10 @@ def test_failure_shows_the_end_of_the_log(tmp_path: Path) -> None:
 def test_unknown_need_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stage b: needs 'z'"):
         Chain(ChainConfig((writes("b", ("z",)),)), tmp_path)
+
+
+def test_the_seed_reaches_the_stages_that_name_it(tmp_path: Path) -> None:
+    config = ChainConfig((writes("a", text="{seed}"), writes("b")))
+    Chain(config, tmp_path).run()
+    Chain(config, tmp_path, seed=3).run()
+    assert runs_of(tmp_path, "a") == ["3"] and runs_of(tmp_path, "b") == ["x"]
