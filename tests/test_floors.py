@@ -9,13 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"vocabulary", "config", "platform"},
+    {"vocabulary", "config", "network_file", "platform"},
     {"ops", "audio"},
     {"tokenizer", "model", "vocoder"},
     {"data", "checkpoint"},
     {"training", "planner", "inference", "evaluation"},
 )
-SIDEWAYS = {("evaluation", "inference")}  # the one pair on a floor that may meet
+SIDEWAYS = {("evaluation", "inference"), ("network_file", "config")}  # the pairs on a floor that may meet
 PACKAGE = sorted((ROOT / "megatron_aqaa").rglob("*.py"))
 COMMANDS = sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "examples").rglob("*.py")])
 MAX_FILE_LINES = 400

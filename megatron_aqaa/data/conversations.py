@@ -80,7 +80,7 @@ def conversation_examples(
     questions = select(recordings, split, ("user",))
     if task == "asr":
         return [Example(task, recording, recording) for recording in questions]
-    questions = [question for question in questions if question.answer is not None]
+    questions = [question for question in questions if question.answer]
     if task == "text_answer":
         questions = list({(question.text, question.style): question for question in questions}.values())
     takes = _Takes(recordings, split)
@@ -144,7 +144,7 @@ class _Takes:
 
     def draw(self, question: Recording, num_takes: int, seed: int) -> list[Recording]:
         """Up to `num_takes` different answers to `question`, in an order of its own."""
-        key = (question.answer or "", question.style)
+        key = (question.answer, question.style)
         takes = next((content[key] for content in self.by_content.values() if key in content), None)
         if takes is None:
             raise ValueError(

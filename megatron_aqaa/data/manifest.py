@@ -13,25 +13,31 @@ ROLES = ("user", "assistant")
 
 @dataclass(frozen=True)
 class Recording:
-    """What the data room reads of a record; other keys are for other rooms.
+    """A record, as far as training and evaluation read it.
 
     Attributes:
         line: Line of the manifest, from 0; also the sequence number of its tokens in `audio.bin/.idx`.
+        audio: The waveform's file; the manifest names it relative to itself.
         text: What is said.
         role: "user" or "assistant".
         split: "train" or the name of a held-out set.
         duration_s: Length.
+        id: Number that names the recording in results; the line where the record has none.
+        speaker: Who speaks.
         style: Manner of speaking that is asked for (user) or spoken (assistant).
-        answer: Text of the right answer; None if the recording asks nothing.
+        answer: Text of the right answer; empty if the recording asks nothing.
     """
 
     line: int
+    audio: Path
     text: str
     role: str
     split: str
     duration_s: float
+    id: int
+    speaker: str = ""
     style: str = "neutral"
-    answer: str | None = None
+    answer: str = ""
 
 
 def read_recordings(path: str | Path) -> list[Recording]:
@@ -48,7 +54,7 @@ def read_recordings(path: str | Path) -> list[Recording]:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from None
     if not lines:
         raise ValueError(f"{path}: no records; run the speech stage again")
-    return [_parse(line, number, f"{path}:{number + 1}") for number, line in enumerate(lines)]
+    return [_parse(line, number, Path(path)) for number, line in enumerate(lines)]
 
 
 def select(recordings: Sequence[Recording], split: str, roles: Collection[str] = ROLES) -> list[Recording]:
@@ -56,7 +62,8 @@ def select(recordings: Sequence[Recording], split: str, roles: Collection[str] =
     return [recording for recording in recordings if recording.split == split and recording.role in roles]
 
 
-def _parse(line: str, number: int, where: str) -> Recording:
+def _parse(line: str, number: int, path: Path) -> Recording:
+    where = f"{path}:{number + 1}"
     try:
         raw = json.loads(line)
     except json.JSONDecodeError as error:
@@ -64,12 +71,13 @@ def _parse(line: str, number: int, where: str) -> Recording:
     if not isinstance(raw, Mapping):
         raise ValueError(f"{where}: expected a JSON object, found {line[:40]!r}")
     _check(raw, where)
-    names = ("text", "role", "split", "duration_s", "style", "answer")
-    return Recording(number, **{name: raw[name] for name in names if raw.get(name) is not None})
+    names = ("text", "role", "split", "duration_s", "speaker", "style", "answer")
+    known = {name: raw[name] for name in names if raw.get(name) is not None}
+    return Recording(line=number, audio=path.parent / raw["audio"], id=raw.get("id", number), **known)
 
 
 def _check(raw: Mapping[str, Any], where: str) -> None:
-    for name in ("text", "role", "split"):
+    for name in ("audio", "text", "role", "split"):
         if not isinstance(raw.get(name), str):
             raise ValueError(f"{where}: {name} = {raw.get(name)!r}; expected a text")
     if not isinstance(raw.get("duration_s"), int | float):

@@ -91,7 +91,7 @@ def _interleaved(recording: Recording, tokens: SpeechTokens) -> Ids:
 
 
 def _text(recording: Recording, tokens: SpeechTokens) -> Ids:
-    lines = [recording.text] if recording.answer is None else [recording.text, recording.answer]
+    lines = [recording.text, recording.answer] if recording.answer else [recording.text]
     return tokens.text.encode("\n".join(lines))
 
 

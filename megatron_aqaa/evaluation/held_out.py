@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import TypeVar
 
 from megatron_aqaa.audio.io import load_waveform, save_waveform
 from megatron_aqaa.data.indexed import Documents
+from megatron_aqaa.data.manifest import Recording, read_recordings
 from megatron_aqaa.evaluation.examiner import Examiner, Finding
 from megatron_aqaa.evaluation.judged import JudgedAnswer, save_judged
 from megatron_aqaa.evaluation.scores import ScoreCard, lawful, lawful_groups
 from megatron_aqaa.evaluation.speed import measure_speed
-from megatron_aqaa.evaluation.style import Manner, StyleCheck
+from megatron_aqaa.evaluation.style import StyleCheck, median_manner
 from megatron_aqaa.inference.answerer import SpokenAnswerer
 from megatron_aqaa.inference.sampling import Sampling
 
@@ -50,21 +50,6 @@ class HeldOutConfig:
     targets: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Recording:
-    """A line of the speech manifest, as far as it is needed here."""
-
-    id: int
-    line: int
-    audio: Path
-    text: str
-    speaker: str
-    role: str
-    split: str
-    style: str
-    answer: str
-
-
 class HeldOutTest:
     """Scores a run and keeps what it said.
 
@@ -76,7 +61,7 @@ class HeldOutTest:
 
     def __init__(self, answerer: SpokenAnswerer, run: Path, config: HeldOutConfig | None = None) -> None:
         self.answerer, self.run, self.config = answerer, run, config or HeldOutConfig()
-        self.recordings = _read_manifest(run / "speech" / "manifest.jsonl")
+        self.recordings = read_recordings(run / "speech" / "manifest.jsonl")
         self.questions = [q for split in SPLITS for q in self._of_split(split)[: self.config.num_questions]]
         if not self.questions:
             raise ValueError(f"{run / 'speech' / 'manifest.jsonl'}: no questions in the splits {', '.join(SPLITS)}")
@@ -96,7 +81,8 @@ class HeldOutTest:
             answers = self._generate(self.questions, True, on_progress)
             free = self._generate(_spread(self.questions, self.config.num_free), False, on_progress)
             findings = self._speak(spoken, answers, examiner, on_progress)
-            check = StyleCheck({text: _median_manner(takes) for text, takes in neutral.items()})
+            manners = {text: median_manner(take.result() for take in takes) for text, takes in neutral.items()}
+            check = StyleCheck(manners)
             judged = [self._judged(q, answers[q.id], findings[q.id].result(), check) for q in spoken]
             reference = [self._judged(q, [], f.result(), check) for q, f in zip(spoken, originals, strict=True)]
         outcomes = {**self._text_outcomes(answers, free), **_speech_outcomes(judged, reference)}
@@ -209,24 +195,7 @@ def _speech_outcomes(judged: Sequence[JudgedAnswer], originals: Sequence[JudgedA
     }
 
 
-def _read_manifest(path: Path) -> list[Recording]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such manifest; tools/synthesize_speech.py writes it")
-    recordings = []
-    for line, text in enumerate(path.read_text().splitlines()):
-        raw = json.loads(text)
-        fields = {name: raw[name] for name in ("id", "text", "speaker", "role", "split")}
-        style, answer = raw.get("style", "neutral"), raw.get("answer") or ""
-        recordings.append(Recording(line=line, audio=path.parent / raw["audio"], style=style, answer=answer, **fields))
-    return recordings
-
-
 def _spread(items: Sequence[T], size: int) -> list[T]:
     """`size` items at even distances, or all of them."""
     size = min(size, len(items))
     return [items[index * len(items) // size] for index in range(size)]
-
-
-def _median_manner(takes: Sequence[Future[Manner]]) -> Manner:
-    manners = [take.result() for take in takes]
-    return Manner(median(m.duration_s for m in manners), median(m.f0_hz for m in manners))

@@ -63,7 +63,16 @@ class StyleCheck:
     """Judges whether a spoken answer follows its style."""
 
     def __init__(self, references: Mapping[str, Manner], thresholds: StyleThresholds | None = None) -> None:
-        """Takes the neutral manner of every answer, by its text (`neutral_references`)."""
+        """Takes the neutral manner of every answer, by its text.
+
+        Raises:
+            ValueError: a reference holds no voiced speech, so that nothing can be compared with it.
+        """
+        for text, manner in references.items():
+            if manner.duration_s == 0 or manner.f0_hz == 0:
+                raise ValueError(
+                    f"the neutral recordings of {text!r} hold no voiced speech: the assistant needs another voice"
+                )
         self.references = dict(references)
         self.thresholds = thresholds or StyleThresholds()
 
@@ -113,12 +122,7 @@ def measure_manner(waveform: Tensor) -> Manner:
     return Manner(num_frames * _FRAME_LENGTH / SAMPLE_RATE_HZ, float(estimate_pitch(waveform[None]).median_hz()))
 
 
-def neutral_references(recordings: Iterable[tuple[str, Tensor]]) -> dict[str, Manner]:
-    """Median manner of each answer over its neutral takes, from (text, waveform [N]) pairs."""
-    takes: dict[str, list[Manner]] = {}
-    for text, waveform in recordings:
-        takes.setdefault(text, []).append(measure_manner(waveform))
-    return {
-        text: Manner(median(take.duration_s for take in group), median(take.f0_hz for take in group))
-        for text, group in takes.items()
-    }
+def median_manner(takes: Iterable[Manner]) -> Manner:
+    """What several recordings of the same words have in common: the median of each measure."""
+    manners = list(takes)
+    return Manner(median(manner.duration_s for manner in manners), median(manner.f0_hz for manner in manners))

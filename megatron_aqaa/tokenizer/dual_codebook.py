@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megatron_aqaa.network_file import load_network
 from megatron_aqaa.ops.index import Codes, deinterleave_codes, interleave_codes
+from megatron_aqaa.tokenizer.centroids import MADE_BY, load_centroids
 from megatron_aqaa.tokenizer.features import FRAMES_PER_GROUP, PITCH_REFERENCE_HZ, FilterBank, prepare_waveform
 from megatron_aqaa.tokenizer.linguistic import LinguisticConfig, LinguisticEncoder, nearest_centroid
 from megatron_aqaa.tokenizer.semantic import FRAMES_PER_CODE, SemanticConfig, SemanticEncoder
-from megatron_aqaa.tokenizer.weights import load_centroids, load_encoder
 from megatron_aqaa.vocabulary import Vocabulary
 
 # Long recordings are cut into independent pieces of 30 s, as in the released tokenizer: attention over ten minutes
@@ -73,9 +74,9 @@ class DualCodebookTokenizer:
         directory = Path(directory)
         return cls(
             Vocabulary.load(directory / "vocabulary.yaml"),
-            load_encoder(LinguisticEncoder, LinguisticConfig, directory / "linguistic.pt"),
+            load_network(LinguisticEncoder, LinguisticConfig, directory / "linguistic.pt", MADE_BY),
             load_centroids(directory / "linguistic_codebook.npy"),
-            load_encoder(SemanticEncoder, SemanticConfig, directory / "semantic.pt"),
+            load_network(SemanticEncoder, SemanticConfig, directory / "semantic.pt", MADE_BY),
         )
 
     def encode(self, waveform: npt.ArrayLike | torch.Tensor) -> Codes:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from megatron_aqaa.config import save_config
+from megatron_aqaa.data.manifest import read_recordings, select
+from megatron_aqaa.network_file import save_network
+from megatron_aqaa.tokenizer.centroids import save_centroids
 from megatron_aqaa.tokenizer.feature_store import FeatureStore
 from megatron_aqaa.tokenizer.layers import valid_frames
 from megatron_aqaa.tokenizer.linguistic import FRAMES_PER_CODE, LinguisticConfig, LinguisticEncoder
 from megatron_aqaa.tokenizer.semantic import SemanticConfig, SemanticEncoder
 from megatron_aqaa.tokenizer.text import TextConfig, TextTokenizer, train_text_model
-from megatron_aqaa.tokenizer.weights import save_centroids, save_encoder
 from megatron_aqaa.training.fit import FitConfig, fit
 from megatron_aqaa.training.kmeans import KMeansConfig, fit_kmeans
 from megatron_aqaa.training.tokenizer_scores import Scores, linguistic_scores, semantic_scores
@@ -102,11 +104,7 @@ class SemanticTrainingConfig(SpeechTrainingConfig):
 
 def train_text(config: TextTrainingConfig) -> Scores:
     """Train the text model and write the vocabulary that follows from it; returns pieces per sentence."""
-    try:
-        records = [json.loads(line) for line in config.manifest.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise ValueError(f"{config.manifest}: no such manifest; the speech stage writes it") from None
-    texts = sorted({record["text"] for record in records if record["split"] == config.split})
+    texts = sorted({recording.text for recording in select(read_recordings(config.manifest), config.split)})
     train_text_model(texts, config.output / "text.model", config.model)
     tokenizer = TextTokenizer(config.output / "text.model")
     tokenizer.vocabulary().save(config.output / "vocabulary.yaml")
@@ -120,7 +118,7 @@ def train_linguistic(config: LinguisticTrainingConfig) -> Scores:
     model = LinguisticEncoder(config.model, store.phones)
     _train(model, linguistic_losses(config.augmentation), config, store, "linguistic")
     centroids = _cluster(model, store, config)
-    save_encoder(model, config.output / "linguistic.pt")
+    save_network(model, config.output / "linguistic.pt", phones=list(model.phones))
     save_centroids(centroids, config.output / "linguistic_codebook.npy")
     scores = linguistic_scores(model, centroids, store, *config.scored(store))
     return _finish(config, scores, "linguistic")
@@ -131,7 +129,7 @@ def train_semantic(config: SemanticTrainingConfig) -> Scores:
     store = FeatureStore(config.features)
     model = SemanticEncoder(config.model, store.phones)
     _train(model, semantic_losses(config.augmentation, config.weights), config, store, "semantic")
-    save_encoder(model, config.output / "semantic.pt")
+    save_network(model, config.output / "semantic.pt", phones=list(model.phones))
     return _finish(config, semantic_scores(model, store, *config.scored(store)), "semantic")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from megatron_aqaa.config import save_config
+from megatron_aqaa.network_file import save_network
 from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
 from megatron_aqaa.training.fit import FitConfig, fit
 from megatron_aqaa.training.vocoder_steps import acoustic_losses, generator_losses, mel_l1
@@ -21,7 +22,6 @@ from megatron_aqaa.vocoder.acoustic import AcousticConfig, AcousticModel, Sampli
 from megatron_aqaa.vocoder.frames import FrameAnalysis
 from megatron_aqaa.vocoder.generator import Generator, GeneratorConfig
 from megatron_aqaa.vocoder.losses import multi_resolution_stft_loss
-from megatron_aqaa.vocoder.weights import save_network
 
 Report = dict[str, float]
 NUM_HELD_OUT = 100

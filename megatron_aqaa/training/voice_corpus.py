@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from megatron_aqaa.audio.io import load_waveform
 from megatron_aqaa.data.indexed import Documents
-from megatron_aqaa.data.manifest import read_recordings
+from megatron_aqaa.data.manifest import read_recordings, select
 from megatron_aqaa.ops.index import deinterleave_codes
 from megatron_aqaa.vocabulary import GROUP_SIZE, LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP, Vocabulary
 from megatron_aqaa.vocoder.acoustic import GroupCodes
@@ -155,8 +154,7 @@ def load_voice(
 
 def _select(selection: VoiceSelection, limit: int | None) -> tuple[tuple[int, ...], tuple[str, ...], list[Path]]:
     recordings = read_recordings(selection.manifest)
-    raw = selection.manifest.read_text(encoding="utf-8").splitlines()
-    chosen = [r for r in recordings if r.role == selection.role and r.split == selection.split]
+    chosen = select(recordings, selection.split, (selection.role,))
     if not chosen:
         raise ValueError(
             f"{selection.manifest}: no recording of role {selection.role} and split {selection.split}; "
@@ -164,8 +162,7 @@ def _select(selection: VoiceSelection, limit: int | None) -> tuple[tuple[int, ..
         )
     if limit and limit < len(chosen):
         chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
-    paths = [selection.manifest.parent / json.loads(raw[r.line])["audio"] for r in chosen]
-    return tuple(r.line for r in chosen), tuple(r.text for r in chosen), paths
+    return tuple(r.line for r in chosen), tuple(r.text for r in chosen), [r.audio for r in chosen]
 
 
 def _whole_groups(path: Path, samples_per_group: int, sample_rate_hz: int) -> torch.Tensor:

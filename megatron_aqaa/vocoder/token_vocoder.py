@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy.typing as npt
 import torch
 
+from megatron_aqaa.network_file import load_network
 from megatron_aqaa.ops.index import deinterleave_codes
 from megatron_aqaa.vocabulary import GROUP_SIZE, LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP, Vocabulary
 from megatron_aqaa.vocoder.acoustic import AcousticConfig, AcousticModel, GroupCodes, SamplingConfig
 from megatron_aqaa.vocoder.frames import FRAMES_PER_GROUP, VoiceFrames
 from megatron_aqaa.vocoder.generator import Generator, GeneratorConfig
 from megatron_aqaa.vocoder.streaming import SpeechStream, StreamConfig
-from megatron_aqaa.vocoder.weights import load_network
+
+_MADE_BY = "tools/train_vocoder.py"
 
 
 class TokenVocoder:
@@ -57,8 +59,8 @@ class TokenVocoder:
         """
         directory = Path(directory)
         return cls(
-            load_network(AcousticModel, AcousticConfig, directory / "acoustic" / "model.pt"),
-            load_network(Generator, GeneratorConfig, directory / "generator" / "model.pt"),
+            load_network(AcousticModel, AcousticConfig, directory / "acoustic" / "model.pt", _MADE_BY),
+            load_network(Generator, GeneratorConfig, directory / "generator" / "model.pt", _MADE_BY),
             Vocabulary.load(directory / "acoustic" / "vocabulary.yaml"),
             sampling,
         )

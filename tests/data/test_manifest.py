@@ -4,7 +4,7 @@ import pytest
 
 from megatron_aqaa.data.manifest import read_recordings, select
 
-GOOD = '{"id": 0, "text": "hi", "role": "user", "split": "train", "duration_s": 1.2, "answer": "yes", "phones": []}'
+GOOD = '{"id": 7, "audio": "a.wav", "text": "hi", "role": "user", "split": "train", "duration_s": 1.2, "answer": "yes"}'
 
 
 def write(directory: Path, *lines: str) -> Path:
@@ -16,10 +16,11 @@ def write(directory: Path, *lines: str) -> Path:
 def test_a_line_is_a_recording(tmp_path: Path) -> None:
     other = GOOD.replace('"user"', '"assistant"').replace('"answer": "yes"', '"style": "slow"').replace("train", "test")
     recordings = read_recordings(write(tmp_path, GOOD, other))
-    assert [(r.line, r.role, r.style, r.answer) for r in recordings] == [
-        (0, "user", "neutral", "yes"),
-        (1, "assistant", "slow", None),
+    assert [(r.line, r.id, r.role, r.style, r.answer) for r in recordings] == [
+        (0, 7, "user", "neutral", "yes"),
+        (1, 7, "assistant", "slow", ""),
     ]
+    assert recordings[0].audio == tmp_path / "a.wav"
     assert select(recordings, "train") == recordings[:1]
     assert select(recordings, "test", ("user",)) == []
 

@@ -44,8 +44,8 @@ class Corpus:
 
 def make_corpus(directory: Path) -> Corpus:
     """Two questions in two styles by three voices (one of them for validation), three takes of each answer."""
-    records = list(_records())
-    lines = (json.dumps({"id": i, "duration_s": 0.5, "speaker": "x", **r}) for i, r in enumerate(records))
+    records, common = list(_records()), {"duration_s": 0.5, "speaker": "x"}
+    lines = (json.dumps({"id": i, "audio": f"{i}.wav", **common, **r}) for i, r in enumerate(records))
     (directory / "manifest.jsonl").write_text("".join(line + "\n" for line in lines))
     train_text_model((r["text"] for r in records), directory / "text.model", TextConfig(size=46))
     text = TextTokenizer(directory / "text.model")

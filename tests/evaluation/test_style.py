@@ -8,7 +8,7 @@ import torch
 from megatron_aqaa.audio.synthetic import Espeak, record
 from megatron_aqaa.data.miniature import ANSWERS, STYLES, spoken_form
 from megatron_aqaa.data.speech_script import AssistantSettings
-from megatron_aqaa.evaluation.style import Manner, StyleCheck, measure_manner, neutral_references
+from megatron_aqaa.evaluation.style import Manner, StyleCheck, measure_manner, median_manner
 
 REFERENCE = Manner(duration_s=1.0, f0_hz=200.0)
 CHECK = StyleCheck({"it is paris": REFERENCE})
@@ -59,10 +59,15 @@ def test_decisions(duration_s: float, f0_hz: float, styles: set[str]) -> None:
 
 
 def test_references_are_medians_of_the_takes() -> None:
-    takes = [("a", tone(duration_s, 200.0)) for duration_s in (0.6, 0.8, 1.6)] + [("b", tone(0.4, 100.0))]
-    references = neutral_references(takes)
-    assert references["a"].duration_s == pytest.approx(0.8)
-    assert references["b"].f0_hz == pytest.approx(100.0, rel=0.01)
+    takes = [measure_manner(tone(duration_s, f0_hz)) for duration_s, f0_hz in ((0.6, 150.0), (0.8, 100.0), (1.6, 90.0))]
+    reference = median_manner(takes)
+    assert reference.duration_s == pytest.approx(0.8)
+    assert reference.f0_hz == pytest.approx(100.0, rel=0.01)
+
+
+def test_a_reference_without_voice_is_refused() -> None:
+    with pytest.raises(ValueError, match="'it is rome' hold no voiced speech"):
+        StyleCheck({"it is rome": measure_manner(torch.zeros(16000))})
 
 
 def test_unknown_answer_and_style() -> None:
@@ -82,7 +87,7 @@ def test_the_assistant_s_own_recordings_follow_their_style_and_no_other() -> Non
 
     answers = ANSWERS[::6]
     with Espeak() as engine:
-        check = StyleCheck(neutral_references((answer, say(engine, answer, "neutral")) for answer in answers))
+        check = StyleCheck({answer: measure_manner(say(engine, answer, "neutral")) for answer in answers})
         for answer in answers:
             for style in STYLES:
                 waveform = say(engine, answer, style)

@@ -16,16 +16,16 @@ from megatron_aqaa import platform
 from megatron_aqaa.checkpoint import store
 from megatron_aqaa.data.indexed import DocumentWriter
 from megatron_aqaa.model import ModelConfig, build_model
+from megatron_aqaa.network_file import save_network
+from megatron_aqaa.tokenizer.centroids import save_centroids
 from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
 from megatron_aqaa.tokenizer.layers import EncoderConfig
 from megatron_aqaa.tokenizer.linguistic import LinguisticConfig, LinguisticEncoder
 from megatron_aqaa.tokenizer.semantic import SemanticConfig, SemanticEncoder
 from megatron_aqaa.tokenizer.text import TextConfig, TextTokenizer, train_text_model
-from megatron_aqaa.tokenizer.weights import save_centroids, save_encoder
 from megatron_aqaa.vocabulary import Vocabulary
 from megatron_aqaa.vocoder.acoustic import AcousticConfig, AcousticModel
 from megatron_aqaa.vocoder.generator import Generator, GeneratorConfig
-from megatron_aqaa.vocoder.weights import save_network
 
 ANSWERS = ("it is blue", "that makes seven", "the opposite is cold")
 SENTENCES = (*ANSWERS, "it says quack", "what is one plus two")
@@ -86,9 +86,10 @@ def _make_tokenizer(directory: Path) -> Vocabulary:
     vocabulary = TextTokenizer(directory / "text.model").vocabulary()
     vocabulary.save(directory / "vocabulary.yaml")
     phones = ["_", "a", "b"]
-    save_encoder(LinguisticEncoder(LinguisticConfig(ENCODER, num_layers=1), phones), directory / "linguistic.pt")
+    linguistic = LinguisticEncoder(LinguisticConfig(ENCODER, num_layers=1), phones)
+    save_network(linguistic, directory / "linguistic.pt", phones=phones)
     save_centroids(torch.randn(vocabulary.linguistic_size, ENCODER.width), directory / "linguistic_codebook.npy")
-    save_encoder(SemanticEncoder(SemanticConfig(ENCODER, 1, 1), phones), directory / "semantic.pt")
+    save_network(SemanticEncoder(SemanticConfig(ENCODER, 1, 1), phones), directory / "semantic.pt", phones=phones)
     return vocabulary
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from megatron_aqaa.tokenizer import dual_codebook
+from megatron_aqaa.tokenizer.centroids import save_centroids
 from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
-from megatron_aqaa.tokenizer.weights import save_centroids
 from tests.tokenizer.tiny import speech, write_tokenizer
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import soundfile
 import torch
 
+from megatron_aqaa.network_file import save_network
+from megatron_aqaa.tokenizer.centroids import save_centroids
 from megatron_aqaa.tokenizer.layers import EncoderConfig
 from megatron_aqaa.tokenizer.linguistic import LinguisticConfig, LinguisticEncoder
 from megatron_aqaa.tokenizer.semantic import SemanticConfig, SemanticEncoder
 from megatron_aqaa.tokenizer.text import TextConfig, TextTokenizer, train_text_model
-from megatron_aqaa.tokenizer.weights import save_centroids, save_encoder
 
 PHONES = ["_", "a", "i", "s"]
 TONES_HZ = {"a": (150, 700), "i": (150, 2500), "s": (0, 6000)}
@@ -34,8 +35,9 @@ def write_tokenizer(directory: Path) -> Path:
     torch.manual_seed(0)
     write_text_model(directory)
     linguistic = LinguisticEncoder(LinguisticConfig(ENCODER, num_layers=2), PHONES)
-    save_encoder(linguistic, directory / "linguistic.pt")
-    save_encoder(SemanticEncoder(SemanticConfig(ENCODER, 2, 1), PHONES), directory / "semantic.pt")
+    save_network(linguistic, directory / "linguistic.pt", phones=PHONES)
+    semantic = SemanticEncoder(SemanticConfig(ENCODER, 2, 1), PHONES)
+    save_network(semantic, directory / "semantic.pt", phones=PHONES)
     save_centroids(torch.randn(1024, ENCODER.width), directory / "linguistic_codebook.npy")
     return directory
 

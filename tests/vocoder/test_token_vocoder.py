@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_aqaa.network_file import save_network
 from megatron_aqaa.vocabulary import Vocabulary
 from megatron_aqaa.vocoder.acoustic import SamplingConfig
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
-from megatron_aqaa.vocoder.weights import save_network
 from tests.vocoder.tiny_vocoder import VOCABULARY, random_ids, tiny_acoustic, tiny_generator, tiny_vocoder
 
 
@@ -77,7 +77,7 @@ def test_reads_what_was_saved(tmp_path):
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match="acoustic/model.pt: no such file; make it with tools/train_vocoder.py"):
+    with pytest.raises(ValueError, match="acoustic/model.pt: no such file; tools/train_vocoder.py makes it"):
         TokenVocoder.load(tmp_path)
     save_network(tiny_generator(), tmp_path / "acoustic" / "model.pt")
     with pytest.raises(ValueError, match="acoustic/model.pt"):

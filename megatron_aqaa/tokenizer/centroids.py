@@ -1,0 +1,35 @@
+"""File of the linguistic codebook: k-means centroids in the layout of the released `linguistic_tokenizer.npy`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+MADE_BY = "tools/train_tokenizer.py"
+
+
+def save_centroids(centroids: torch.Tensor, path: Path) -> None:
+    """Write [K, D] centroids as float32."""
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, centroids.float().numpy())
+    os.replace(partial, path)
+
+
+def load_centroids(path: Path) -> torch.Tensor:
+    """[K, D] float32.
+
+    Raises:
+        ValueError: there is no such file, or it does not hold a matrix.
+    """
+    try:
+        centroids = np.load(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; {MADE_BY} makes it") from None
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not an array file: {error}; {MADE_BY} makes it") from None
+    if centroids.ndim != 2:
+        raise ValueError(f"{path}: holds an array of shape {centroids.shape}; expected centroids [codes, channels]")
+    return torch.from_numpy(centroids).float()
