@@ -21,6 +21,8 @@ from typing import IO, Any
 
 from megatron_aqaa import platform
 
+_FULL_BYTES = 16 << 20  # less free space than this counts as a full disk
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -52,10 +54,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class ChainConfig:
-    """The stages, and how many cores they may share."""
+    """What to run, and on what.
+
+    Attributes:
+        stages: in an order in which each comes after those it needs.
+        cores: how many they may share.
+        disk_gb: free space that a whole run wants, looked at before it begins.
+    """
 
     stages: tuple[Stage, ...]
     cores: int = 2
+    disk_gb: float = 0.0
 
 
 class StageFailed(RuntimeError):
@@ -96,11 +105,13 @@ class Chain:
         """Run what is not finished; returns one record a stage: name, seconds, status, digest.
 
         Raises:
+            ValueError: a run that has not begun yet would not fit the disk.
             StageFailed: a command ended with a non-zero code; the others are stopped cleanly.
             KeyboardInterrupt: after ctrl-C was passed on and every command has saved and ended.
         """
         (self.run_directory / "stages").mkdir(parents=True, exist_ok=True)
         (self.run_directory / "logs").mkdir(exist_ok=True)
+        self._check_disk()
         waiting = [stage for stage in self.config.stages if not self._finished(stage)]
         for name in self.stages.keys() - {stage.name for stage in waiting}:
             print(f"{name}: finished earlier, kept")
@@ -163,7 +174,9 @@ class Chain:
         seconds = time.monotonic() - job.started_s
         if code != 0:
             tail = "\n".join(job.log.read_text(errors="replace").splitlines()[-25:])
-            raise StageFailed(f"stage {job.stage.name} ended with code {code}; the end of {job.log}:\n{tail}")
+            raise StageFailed(
+                f"stage {job.stage.name} ended with code {code}; the end of {job.log}:\n{tail}{self._disk_hint()}"
+            )
         record = {
             "name": job.stage.name,
             "seconds": round(seconds, 1),
@@ -174,6 +187,21 @@ class Chain:
         path.write_text(json.dumps(record))
         print(f"{job.stage.name}: finished in {seconds:.0f} s", flush=True)
         return True
+
+    def _check_disk(self) -> None:
+        free_gb = shutil.disk_usage(self.run_directory).free / 1e9
+        begun = any((self.run_directory / "stages").iterdir())
+        if not begun and free_gb < self.config.disk_gb:
+            raise ValueError(
+                f"{self.run_directory}: {free_gb:.1f} GB are free on this disk, the run wants {self.config.disk_gb} GB;"
+                " free some, or run elsewhere"
+            )
+
+    def _disk_hint(self) -> str:
+        """What to add where a full disk is the likely reason: libraries seldom say it."""
+        if shutil.disk_usage(self.run_directory).free > _FULL_BYTES:
+            return ""
+        return "\nthe disk is full: free some space and run the same command; what is finished is kept"
 
     def _show(self, waiting: list[Stage], running: list[_Running]) -> None:
         now = time.monotonic()

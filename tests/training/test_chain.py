@@ -60,3 +60,9 @@ def test_the_seed_reaches_the_stages_that_name_it(tmp_path: Path) -> None:
     Chain(config, tmp_path).run()
     Chain(config, tmp_path, seed=3).run()
     assert runs_of(tmp_path, "a") == ["3"] and runs_of(tmp_path, "b") == ["x"]
+
+
+def test_a_disk_that_is_too_small_is_named_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"GB are free on this disk, the run wants 1000000000.0 GB"):
+        Chain(ChainConfig((writes("a"),), disk_gb=1e9), tmp_path).run()
+    assert not (tmp_path / "a.txt").exists()
