@@ -107,7 +107,7 @@ class Chain:
         Raises:
             ValueError: a run that has not begun yet would not fit the disk.
             StageFailed: a command ended with a non-zero code; the others are stopped cleanly.
-            KeyboardInterrupt: after ctrl-C was passed on and every command has saved and ended.
+            KeyboardInterrupt: after ctrl-C, or a SIGTERM, was passed on and every command has saved and ended.
         """
         (self.run_directory / "stages").mkdir(parents=True, exist_ok=True)
         (self.run_directory / "logs").mkdir(exist_ok=True)
@@ -117,6 +117,7 @@ class Chain:
             print(f"{name}: finished earlier, kept")
         running: list[_Running] = []
         shown_s = time.monotonic()
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stages outlive a parent that just dies
         try:
             while waiting or running:
                 waiting = self._start_ready(waiting, running)
@@ -128,6 +129,8 @@ class Chain:
         except BaseException:
             _stop(running)
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
         return [self._record(stage) for stage in self.config.stages]
 
     def _start_ready(self, waiting: list[Stage], running: list[_Running]) -> list[Stage]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -66,3 +70,21 @@ def test_a_disk_that_is_too_small_is_named_before_the_run(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"GB are free on this disk, the run wants 1000000000.0 GB"):
         Chain(ChainConfig((writes("a"),), disk_gb=1e9), tmp_path).run()
     assert not (tmp_path / "a.txt").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_stages_first(tmp_path: Path, number: signal.Signals) -> None:
+    work = "import time; open(r'{run}/begun', 'w').close()\ntry: time.sleep(60)\nfinally: "
+    code = work + "open(r'{run}/saved', 'w').close()"
+    stage = Stage("slow", ("python", "-c", code), outputs=("saved",))
+
+    def interrupt() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        Chain(ChainConfig((stage,)), tmp_path).run()
+    assert (tmp_path / "saved").exists()  # it was asked to end and did so before the chain returned
+    assert not (tmp_path / "stages" / "slow.json").exists()
