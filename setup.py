@@ -91,7 +91,7 @@ def operators() -> Extension:
         extra_compile_args=CXX_FLAGS,
         extra_link_args=LINK_FLAGS,
         py_limited_api=True,
-        depends=[str(path) for path in Path("csrc/ops").glob("*.h")],
+        depends=[str(path) for path in sorted(Path("csrc/ops").glob("*.*h"))],
     )
 
 

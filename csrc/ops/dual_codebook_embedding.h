@@ -6,13 +6,9 @@
 
 #include <cstdint>
 
-namespace megatron_aqaa {
+#include "host_device.h"
 
-#ifdef __CUDACC__
-#define MEGATRON_AQAA_HOST_DEVICE __host__ __device__
-#else
-#define MEGATRON_AQAA_HOST_DEVICE
-#endif
+namespace megatron_aqaa {
 
 constexpr int64_t kGroupSize = 5;      // [L L S S S], 120 ms
 constexpr int64_t kNumModalities = 3;  // text, linguistic, semantic

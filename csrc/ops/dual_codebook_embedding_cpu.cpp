@@ -1,12 +1,11 @@
-// Flat dual-codebook embedding on the CPU: one pass over the output, one tile of a row at a time.
+// Flat dual-codebook embedding on the CPU: one pass over the output.
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "dual_codebook_embedding_host.h"
-#include "rows.h"
+#include "embed_row.h"
 
 namespace megatron_aqaa {
 namespace {
@@ -31,65 +30,50 @@ void check_group_positions(const EmbeddingArguments& a) {
                   " is outside [-1, ", kGroupSize, ")");
 }
 
-template <typename T>
-const T* table_row(const void* table, int64_t row, int64_t hidden) {
-  return table == nullptr || row < 0 ? nullptr : static_cast<const T*>(table) + row * hidden;
-}
+// Place of the i-th row of the output, [length, batch, hidden], among the ids, [batch, length].
+int64_t token_of(const EmbeddingArguments& a, int64_t i) { return i % a.batch * a.length + i / a.batch; }
 
 template <typename T>
-void sum_rows(T* out, const T* word, const T* type, const T* group_position, double scale, int64_t hidden) {
-  accumulate_t<T> sum[kTileColumns];
-  for (int64_t begin = 0; begin < hidden; begin += kTileColumns) {
-    const int64_t columns = std::min(kTileColumns, hidden - begin);
-    std::fill_n(sum, columns, accumulate_t<T>(0));
-    add_row(sum, word + begin, columns);
-    if (type != nullptr) add_row(sum, type + begin, columns);
-    if (group_position != nullptr) add_row(sum, group_position + begin, columns);
-    store_row(out + begin, sum, scale, columns);
-  }
-}
-
-template <typename T>
-void embed_token(const EmbeddingArguments& a, int64_t batch_index, int64_t position) {
-  T* out = static_cast<T*>(a.out) + (position * a.batch + batch_index) * a.hidden;
-  const int64_t token = batch_index * a.length + position;
+Terms<T> terms_of(const EmbeddingArguments& a, int64_t token) {
   const int64_t id = a.token_ids[token];
   const int64_t row = id - a.vocab_start;
-  if (row < 0 || row >= a.rows) {
-    std::memset(out, 0, a.hidden * sizeof(T));
-    return;
-  }
-  const T* word = table_row<T>(a.weight, row, a.hidden);
-  const T* type = table_row<T>(a.type_weight, modality(a, id), a.hidden);
-  const T* group_position = a.group_position_weight == nullptr
-                                ? nullptr
-                                : table_row<T>(a.group_position_weight, a.group_positions[token], a.hidden);
-  if (type == nullptr && group_position == nullptr && a.scale == 1.0) {
-    std::memcpy(out, word, a.hidden * sizeof(T));
-  } else {
-    sum_rows(out, word, type, group_position, a.scale, a.hidden);
-  }
+  if (row < 0 || row >= a.rows) return {};  // another rank's token
+  const int64_t group_position = a.group_position_weight == nullptr ? -1 : a.group_positions[token];
+  return {table_row<T>(a.weight, row, a.hidden), table_row<T>(a.type_weight, modality(a, id), a.hidden),
+          table_row<T>(a.group_position_weight, group_position, a.hidden)};
 }
 
-void launch(const EmbeddingArguments& a, ScalarType dtype) {
+template <typename T, typename O>
+void embed(const EmbeddingArguments& a) {
+  const int64_t count = a.length * a.batch;
+  const bool streamed = count * a.hidden * static_cast<int64_t>(sizeof(O)) >= kStreamedBytes;
+  constexpr int64_t kTokensPerTask = 32;
+  torch::stable::parallel_for(0, count, kTokensPerTask, [&](int64_t begin, int64_t end) {
+    Terms<T> terms = terms_of<T>(a, token_of(a, begin));
+    for (int64_t i = begin; i < end; ++i) {
+      const Terms<T> next = i + 1 < end ? terms_of<T>(a, token_of(a, i + 1)) : Terms<T>{};
+      write_row<T, O>(static_cast<O*>(a.out) + i * a.hidden, terms, next[0], a.scale, a.hidden, streamed);
+      terms = next;
+    }
+    finish_streaming();
+  });
+}
+
+void launch(const EmbeddingArguments& a, ScalarType dtype, ScalarType out_dtype) {
   check_ids(a);
   check_group_positions(a);
-  constexpr int64_t kTokensPerTask = 32;
-  dispatch_floating(dtype, "weight", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    torch::stable::parallel_for(0, a.length * a.batch, kTokensPerTask, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) embed_token<T>(a, i % a.batch, i / a.batch);
-    });
-  });
+  dispatch_pair(dtype, out_dtype, "weight",
+                [&](auto table, auto out) { embed<typename decltype(table)::type, typename decltype(out)::type>(a); });
 }
 
 Tensor dual_codebook_embedding_cpu(Tensor token_ids, Tensor weight, std::optional<Tensor> type_weight,
                                    std::optional<Tensor> group_position_weight, std::optional<Tensor> group_positions,
                                    int64_t vocab_start_index, int64_t vocab_size, int64_t linguistic_start,
-                                   int64_t semantic_start, int64_t audio_stop, double scale) {
+                                   int64_t semantic_start, int64_t audio_stop, double scale,
+                                   std::optional<ScalarType> out_dtype, bool /*deterministic: the backward's*/) {
   const EmbeddingTensors tensors{token_ids, weight, type_weight, group_position_weight, group_positions};
   const EmbeddingLayout layout{vocab_start_index, vocab_size, linguistic_start, semantic_start, audio_stop, scale};
-  return run_dual_codebook_embedding(tensors, layout, launch);
+  return run_dual_codebook_embedding(tensors, layout, out_dtype, launch);
 }
 
 }  // namespace

@@ -46,32 +46,26 @@ inline void check_embedding(const EmbeddingTensors& t, const EmbeddingLayout& la
                   "group_positions must have the shape of token_ids");
 }
 
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  if (!tensor.has_value()) return std::nullopt;
-  return torch::stable::contiguous(*tensor);
-}
-
-inline const void* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
-}
-
-// `launch(arguments, dtype)` fills the output.
+// `launch(arguments, table dtype, out dtype)` fills the output.
 template <typename Launch>
-Tensor run_dual_codebook_embedding(const EmbeddingTensors& given, const EmbeddingLayout& layout, Launch&& launch) {
+Tensor run_dual_codebook_embedding(const EmbeddingTensors& given, const EmbeddingLayout& layout,
+                                   std::optional<ScalarType> given_out_dtype, Launch&& launch) {
   check_embedding(given, layout);
+  const ScalarType dtype = given.weight.scalar_type(), out_dtype = given_out_dtype.value_or(dtype);
+  check_out_dtype(out_dtype, dtype);
   const EmbeddingTensors t{torch::stable::contiguous(given.token_ids), torch::stable::contiguous(given.weight),
                            contiguous(given.type_weight), contiguous(given.group_position_weight),
                            contiguous(given.group_positions)};
   const int64_t batch = t.token_ids.size(0), length = t.token_ids.size(1), hidden = t.weight.size(1);
   const int64_t sizes[] = {length, batch, hidden};
-  Tensor out = torch::stable::new_empty(t.weight, {sizes, 3});
+  Tensor out = torch::stable::new_empty(t.weight, {sizes, 3}, out_dtype);
   if (out.numel() == 0) return out;
   launch(EmbeddingArguments{t.token_ids.const_data_ptr<int64_t>(),
                             static_cast<const int64_t*>(data_or_null(t.group_positions)), t.weight.const_data_ptr(),
                             data_or_null(t.type_weight), data_or_null(t.group_position_weight), out.mutable_data_ptr(),
                             batch, length, hidden, t.weight.size(0), layout.vocab_start, layout.vocab_size,
                             layout.linguistic_start, layout.semantic_start, layout.audio_stop, layout.scale},
-         t.weight.scalar_type());
+         dtype, out_dtype);
   return out;
 }
 

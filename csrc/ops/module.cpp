@@ -9,8 +9,11 @@ STABLE_TORCH_LIBRARY(megatron_aqaa, m) {
   m.def(
       "dual_codebook_embedding(Tensor token_ids, Tensor weight, Tensor? type_weight, Tensor? group_position_weight, "
       "Tensor? group_positions, int vocab_start_index, int vocab_size, int linguistic_start, int semantic_start, "
-      "int audio_stop, float scale) -> Tensor");
-  m.def("accumulate_rows_(Tensor(a!) destination, Tensor gradient, Tensor rows, Tensor order, float scale) -> ()");
+      "int audio_stop, float scale, ScalarType? out_dtype=None, bool deterministic=True) -> Tensor");
+  m.def(
+      "code_pair_embedding(Tensor codes, Tensor linguistic_weight, Tensor semantic_weight, bool concatenate, "
+      "float scale, ScalarType? out_dtype=None, bool deterministic=True) -> Tensor");
+  m.def("accumulate_rows_(Tensor(a!) destination, Tensor gradient, Tensor rows, Tensor? order, float scale) -> ()");
 }
 
 PyMODINIT_FUNC PyInit__C(void) {

@@ -10,22 +10,19 @@
 
 namespace megatron_aqaa {
 
-#define MEGATRON_AQAA_DEFINE_ROWS(T, A)                                                                             \
-  MULTIVERSION void add_row(A* __restrict__ sum, const T* __restrict__ row, int64_t num_columns) {                  \
-    for (int64_t i = 0; i < num_columns; ++i) sum[i] += static_cast<A>(row[i]);                                     \
-  }                                                                                                                 \
-  MULTIVERSION void store_row(T* __restrict__ out, const A* __restrict__ sum, double scale, int64_t num_columns) {  \
+#define MEGATRON_AQAA_DEFINE_ROWS(O, T)                                                                             \
+  MULTIVERSION void store_row(O* __restrict__ out, const T* __restrict__ row, double scale, int64_t num_columns) {  \
+    using A = accumulate_t<T>;                                                                                      \
     const A factor = static_cast<A>(scale);                                                                         \
-    for (int64_t i = 0; i < num_columns; ++i) out[i] = static_cast<T>(factor * sum[i]);                             \
+    for (int64_t i = 0; i < num_columns; ++i) out[i] = static_cast<O>(factor * static_cast<A>(row[i]));             \
   }                                                                                                                 \
-  MULTIVERSION void update_row(T* __restrict__ out, const A* __restrict__ sum, double scale, int64_t num_columns) { \
+  MULTIVERSION void update_row(O* __restrict__ out, const T* __restrict__ row, double scale, int64_t num_columns) { \
+    using A = accumulate_t<T>;                                                                                      \
     const A factor = static_cast<A>(scale);                                                                         \
-    for (int64_t i = 0; i < num_columns; ++i) out[i] = static_cast<T>(static_cast<A>(out[i]) + factor * sum[i]);    \
+    for (int64_t i = 0; i < num_columns; ++i)                                                                       \
+      out[i] = static_cast<O>(static_cast<A>(out[i]) + factor * static_cast<A>(row[i]));                            \
   }
 
-MEGATRON_AQAA_DEFINE_ROWS(float, float)
-MEGATRON_AQAA_DEFINE_ROWS(double, double)
-MEGATRON_AQAA_DEFINE_ROWS(BFloat16, float)
-MEGATRON_AQAA_DEFINE_ROWS(Half, float)
+MEGATRON_AQAA_FOR_EACH_PAIR(MEGATRON_AQAA_DEFINE_ROWS)
 
 }  // namespace megatron_aqaa

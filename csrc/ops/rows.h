@@ -1,6 +1,6 @@
 // Loops over one row of a table, the only arithmetic of the CPU kernels.
 //
-// Sums are kept in `accumulate_t<T>` (fp32 for fp32, bf16 and fp16; fp64 for fp64) and rounded once.
+// Arithmetic is done in `accumulate_t<T>` (fp32 for fp32, bf16 and fp16; fp64 for fp64) and rounded once.
 
 #pragma once
 
@@ -25,21 +25,26 @@ struct Accumulate<double> {
 template <typename T>
 using accumulate_t = typename Accumulate<T>::type;
 
-// Columns handled at a time: the fp32 sums (4 KiB) stay in the first-level cache beside the row that is read.
-constexpr int64_t kTileColumns = 1024;
+// Columns handled at a time: sums stay in the first-level cache, and while one tile is summed the next is fetched.
+constexpr int64_t kTileColumns = 512;
 
-// For each T, A = accumulate_t<T>:
-//   add_row     sum[i] += row[i]
-//   store_row   out[i]  = scale * sum[i]
-//   update_row  out[i] += scale * sum[i]   (out may be fp32 beside a lower-precision gradient)
-#define MEGATRON_AQAA_DECLARE_ROWS(T, A)                                   \
-  void add_row(A* sum, const T* row, int64_t num_columns);                 \
-  void store_row(T* out, const A* sum, double scale, int64_t num_columns); \
-  void update_row(T* out, const A* sum, double scale, int64_t num_columns);
+// The pairs of `is_pair` in tensors.h.
+#define MEGATRON_AQAA_FOR_EACH_PAIR(APPLY) \
+  APPLY(float, float)                      \
+  APPLY(double, double)                    \
+  APPLY(BFloat16, BFloat16)                \
+  APPLY(Half, Half)                        \
+  APPLY(float, BFloat16)                   \
+  APPLY(float, Half)                       \
+  APPLY(BFloat16, float)                   \
+  APPLY(Half, float)
 
-MEGATRON_AQAA_DECLARE_ROWS(float, float)
-MEGATRON_AQAA_DECLARE_ROWS(double, double)
-MEGATRON_AQAA_DECLARE_ROWS(BFloat16, float)
-MEGATRON_AQAA_DECLARE_ROWS(Half, float)
+//   store_row   out[i]  = scale * row[i]
+//   update_row  out[i] += scale * row[i]
+#define MEGATRON_AQAA_DECLARE_ROWS(O, T)                                   \
+  void store_row(O* out, const T* row, double scale, int64_t num_columns); \
+  void update_row(O* out, const T* row, double scale, int64_t num_columns);
+
+MEGATRON_AQAA_FOR_EACH_PAIR(MEGATRON_AQAA_DECLARE_ROWS)
 
 }  // namespace megatron_aqaa

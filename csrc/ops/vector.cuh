@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda_launch.h"
 
@@ -23,8 +24,20 @@ struct AccumulateOf<double> {
 template <typename T>
 using accumulate_of = typename AccumulateOf<T>::type;
 
+constexpr int kAccessBytes = 16;  // the widest load of every architecture that is built for; wider packets take two
+
+// Blocks of 128 threads for which a kernel must leave registers. Without a number ptxas reaches for the next step of
+// occupancy and pays with a spill.
+constexpr int kBlocksPerProcessor = 8;
+
+// Elements a thread handles at a time where rows of both types are moved: one access of the narrower.
+template <typename A, typename B>
+constexpr int packet_width = kAccessBytes / (sizeof(A) < sizeof(B) ? sizeof(A) : sizeof(B));
+
+constexpr int packet_alignment(size_t bytes) { return bytes < kAccessBytes ? static_cast<int>(bytes) : kAccessBytes; }
+
 template <typename T, int kWidth>
-struct alignas(sizeof(T) * kWidth) Packet {
+struct alignas(packet_alignment(sizeof(T) * kWidth)) Packet {
   T values[kWidth];
 };
 
@@ -49,9 +62,29 @@ int dispatch_element(Element element, Function&& function) {
   return static_cast<int>(cudaErrorInvalidValue);
 }
 
-// Rows can be read in packets if every row begins on a packet's boundary.
-inline bool is_aligned(const void* pointer, int64_t row_bytes, int64_t packet_bytes) {
-  return row_bytes % packet_bytes == 0 && reinterpret_cast<uintptr_t>(pointer) % packet_bytes == 0;
+// Calls `function(Kind<A>{}, Kind<B>{})` for the pairs that `is_pair` of tensors.h names; the host has checked.
+template <typename Function>
+int dispatch_pair(Element a, Element b, Function&& function) {
+  return dispatch_element(a, [&](auto kind) {
+    using A = typename decltype(kind)::type;
+    if (a == b) return function(kind, kind);
+    if constexpr (std::is_same_v<A, float>) {
+      if (b == Element::kBFloat16) return function(kind, Kind<__nv_bfloat16>{});
+      return function(kind, Kind<__half>{});
+    } else if constexpr (!std::is_same_v<A, double>) {
+      return function(kind, Kind<float>{});
+    }
+    return static_cast<int>(cudaErrorInvalidValue);
+  });
+}
+
+// Rows can be moved in packets of `width` elements if every row begins on a packet's boundary and is whole packets
+// long. A null table counts as aligned.
+template <typename T>
+bool is_aligned(const void* rows, int64_t stride, int64_t hidden, int width) {
+  const int64_t bytes = packet_alignment(sizeof(T) * width);
+  return hidden % width == 0 && stride * static_cast<int64_t>(sizeof(T)) % bytes == 0 &&
+         reinterpret_cast<uintptr_t>(rows) % bytes == 0;
 }
 
 template <int kWidth, typename T>

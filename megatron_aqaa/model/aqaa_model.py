@@ -9,7 +9,6 @@ from megatron.core import parallel_state
 from megatron.core.inference.contexts import BaseInferenceContext
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
@@ -17,9 +16,9 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor
 
 from megatron_aqaa.model.config import ModelConfig, to_transformer_config
-from megatron_aqaa.model.cross_entropy import vocab_parallel_cross_entropy
 from megatron_aqaa.model.embedding import AudioEmbedding
 from megatron_aqaa.model.layer_spec import transformer_block_spec
+from megatron_aqaa.ops import linear_vocab_parallel_logps, vocab_parallel_cross_entropy
 from megatron_aqaa.platform import ParallelConfig, device
 from megatron_aqaa.vocabulary import Vocabulary
 
@@ -70,6 +69,7 @@ class AQAAModel(GPTModel):
             vp_stage=vp_stage,
         )
         self.vocabulary = vocabulary
+        self.recompute_logits = model.recompute_logits
         if pre_process:
             self.embedding = AudioEmbedding(self.embedding, model, vocabulary)
         if post_process:
@@ -139,28 +139,43 @@ class AQAAModel(GPTModel):
         )
 
     def _losses(self, hidden_states: Tensor, labels: Tensor, loss_mask: Tensor | None) -> Tensor:
-        """[B, S]. The head is a third of the miniature: only positions that carry loss go through it.
-
-        Every tensor-parallel rank has the same loss_mask, so all choose the same positions.
-        """
+        """[B, S]. Every tensor-parallel rank has the same loss_mask, so all choose the same positions."""
         flat_labels = labels.transpose(0, 1).reshape(-1)
         flat_hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
-        if loss_mask is None:
-            chosen = torch.arange(flat_labels.numel(), device=labels.device)
-        else:
-            chosen = loss_mask.transpose(0, 1).reshape(-1).nonzero()[:, 0]
-        logits = self._head(flat_hidden.index_select(0, chosen))
-        losses = vocab_parallel_cross_entropy(logits, flat_labels[chosen], self.vocabulary.size, self.pg_collection.tp)
-        everywhere = losses.new_zeros(flat_labels.shape).index_copy(0, chosen, losses)
-        return everywhere.view(labels.shape[1], labels.shape[0]).transpose(0, 1)
+        mask = torch.ones_like(flat_labels) if loss_mask is None else loss_mask.transpose(0, 1).reshape(-1)
+        losses = (self._recomputing_losses if self.recompute_logits else self._chosen_losses)(
+            flat_hidden, flat_labels, mask
+        )
+        return losses.view(labels.shape[1], labels.shape[0]).transpose(0, 1)
+
+    def _chosen_losses(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
+        """[n]. The head is a third of the miniature: only positions that carry loss go through it."""
+        chosen = loss_mask.nonzero()[:, 0]
+        losses = vocab_parallel_cross_entropy(
+            self._head(hidden.index_select(0, chosen)),
+            labels[chosen],
+            vocab_size=self.vocabulary.size,
+            group=self.pg_collection.tp,
+        )
+        return losses.new_zeros(labels.shape).index_copy(0, chosen, losses)
+
+    def _recomputing_losses(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
+        """[n], without calling the head: a hook on its forward (DDP's `overlap_param_gather`) would not run."""
+        return -linear_vocab_parallel_logps(
+            hidden,
+            self._head_weight(),
+            labels,
+            vocab_size=self.vocabulary.size,
+            group=self.pg_collection.tp,
+            loss_mask=loss_mask,
+        )
 
     def _head(self, hidden_states: Tensor) -> Tensor:
-        tied = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        return self.output_layer(hidden_states, weight=tied, runtime_gather_output=False)[0]
+        return self.output_layer(hidden_states, weight=self._head_weight(), runtime_gather_output=False)[0]
 
-    def output_head(self) -> ColumnParallelLinear | None:
-        """The output head where this stage holds one of its own (not tied), else None."""
-        return self.output_layer if self.post_process and not self.share_embeddings_and_output_weights else None
+    def _head_weight(self) -> Tensor:
+        tied = self.share_embeddings_and_output_weights
+        return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
 
 
 def build_model(model: ModelConfig, vocabulary: Vocabulary, parallel: ParallelConfig = ONE_PROCESS) -> list[AQAAModel]:

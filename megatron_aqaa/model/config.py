@@ -38,6 +38,9 @@ class ModelConfig:
         group_position_embedding: add a learned vector for the place within a group `[L L S S S]`.
         params_dtype: of weights and activations; gradients and optimizer are fp32. `"fp64"` is for tests.
         recompute: what backward computes again instead of keeping: nothing, the attention core, or whole layers.
+        recompute_logits: never hold the logits of a micro-batch but compute them again, block by block, in backward: a
+            fourth product of the output head, a fraction of its memory. For large vocabularies and micro-batches,
+            where the logits set the peak; the miniature is faster without.
     """
 
     num_layers: int
@@ -57,6 +60,7 @@ class ModelConfig:
     group_position_embedding: bool = False
     params_dtype: Literal["fp32", "bf16", "fp64"] = "bf16"
     recompute: Literal["none", "attention", "full"] = "none"
+    recompute_logits: bool = False
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_query_groups:

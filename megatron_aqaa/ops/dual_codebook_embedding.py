@@ -6,24 +6,21 @@ under vocabulary parallelism: a rank that does not hold `id` gives zeros, its ow
 over the tensor-parallel group holds each term once. For the same reason each rank's gradient of the two small tables
 covers only its own tokens, and the owner of those tables sums them over the group.
 
-Backward never builds a dense `[V, H]` gradient where Megatron's `main_grad` is at hand: see `accumulates_in_main_grad`.
+Backward never builds a dense `[V, H]` gradient where Megatron's `main_grad` is at hand: see `table_gradient.py`.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_aqaa.ops.accumulate_rows import accumulate_rows_
-from megatron_aqaa.ops.library import built_with_cuda
+from megatron_aqaa.ops import library
+from megatron_aqaa.ops.table_gradient import Table
 from megatron_aqaa.vocabulary import GROUP_SIZE, MODALITY_NAMES
 
-# On a GPU an id outside the vocabulary gives a row of NaN; this checks ids first, at the price of a synchronization.
-CHECK_IDS = os.environ.get("MEGATRON_AQAA_CHECK_IDS") == "1"
-
+library.load_extension("_C")
 _NAME = "megatron_aqaa::dual_codebook_embedding"
 
 
@@ -40,6 +37,8 @@ def dual_codebook_embedding(
     semantic_start: int = 0,
     audio_stop: int = 0,
     scale: float = 1.0,
+    out_dtype: torch.dtype | None = None,
+    deterministic: bool = True,
 ) -> Tensor:
     """Embeds token ids of text and audio.
 
@@ -56,9 +55,12 @@ def dual_codebook_embedding(
         semantic_start: first semantic id, the end of the linguistic ones.
         audio_stop: end of the semantic ids; ids from there on count as text.
         scale: factor on the sum.
+        out_dtype: of the result, and so of the gradient that comes back; None: the dtype of `weight`. fp32 tables also
+            give bf16 or fp16, and those also give fp32.
+        deterministic: False lets a GPU add gradients atomically, see `accumulate_rows_`.
 
     Returns:
-        [S, B, H] in the dtype of `weight`; sums are taken in fp32 (fp64 for fp64) and rounded once.
+        [S, B, H] in `out_dtype`; sums are taken in fp32 (fp64 for fp64) and rounded once.
 
     Raises:
         RuntimeError: an id lies outside the vocabulary (CPU, or MEGATRON_AQAA_CHECK_IDS=1), or shapes disagree.
@@ -72,11 +74,11 @@ def dual_codebook_embedding(
         group_positions = positions_in_group(token_ids, linguistic_start, audio_stop)
     if vocab_size is None:
         vocab_size = vocab_start_index + weight.shape[0]
-    if CHECK_IDS:
+    if library.CHECK_IDS:
         check_ids(token_ids, vocab_size)
     layout = (vocab_start_index, vocab_size, linguistic_start, semantic_start, audio_stop, scale)
     return torch.ops.megatron_aqaa.dual_codebook_embedding(
-        token_ids, weight, type_weight, group_position_weight, group_positions, *layout
+        token_ids, weight, type_weight, group_position_weight, group_positions, *layout, out_dtype, deterministic
     )
 
 
@@ -92,6 +94,8 @@ def dual_codebook_embedding_reference(
     semantic_start: int,
     audio_stop: int,
     scale: float,
+    out_dtype: torch.dtype | None = None,
+    deterministic: bool = True,
 ) -> Tensor:
     """The same in plain PyTorch, differentiable by autograd; arguments as the operator's schema has them."""
     sum_dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -106,7 +110,7 @@ def dual_codebook_embedding_reference(
         out = out + terms * (group_positions >= 0)[..., None]
     out = (out * scale).masked_fill(~owned[..., None], 0)
     out = out.masked_fill(((token_ids < 0) | (token_ids >= vocab_size))[..., None], torch.nan)
-    return out.to(weight.dtype).transpose(0, 1).contiguous()
+    return out.to(out_dtype or weight.dtype).transpose(0, 1).contiguous()
 
 
 def positions_in_group(token_ids: Tensor, audio_start: int, audio_stop: int) -> Tensor:
@@ -145,20 +149,6 @@ def check_ids(token_ids: Tensor, vocab_size: int) -> None:
         )
 
 
-def accumulates_in_main_grad(weight: Tensor) -> bool:
-    """Whether backward adds its rows straight into `weight.main_grad`, the fp32 buffer of Megatron's DDP.
-
-    Megatron's hook skips a parameter's ordinary gradient once `grad_added_to_main_grad` is set, so this must be the
-    weight's only ordinary gradient. With a tied head on the same stage it is not: Megatron marks such a weight
-    `zero_out_wgrad`, and backward returns an ordinary gradient there.
-    """
-    return (
-        getattr(weight, "main_grad", None) is not None
-        and hasattr(weight, "grad_added_to_main_grad")
-        and not getattr(weight, "zero_out_wgrad", False)
-    )
-
-
 def _check_ranges(linguistic_start: int, semantic_start: int, audio_stop: int) -> None:
     if not 0 <= linguistic_start < semantic_start < audio_stop:
         raise ValueError(
@@ -168,12 +158,10 @@ def _check_ranges(linguistic_start: int, semantic_start: int, audio_stop: int) -
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    token_ids, weight, _, _, group_positions, *layout = inputs
+    token_ids, weight, _, _, group_positions, *layout, _, ctx.deterministic = inputs
     ctx.save_for_backward(token_ids, group_positions)
     ctx.layout = layout
-    ctx.num_rows = weight.shape[0]
-    # A parameter is kept as it is, not as a saved tensor: backward writes to its attributes.
-    ctx.weight = weight if accumulates_in_main_grad(weight) else None
+    ctx.table = Table.of(weight)
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple:
@@ -181,36 +169,20 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple:
     vocab_start_index, _, linguistic_start, semantic_start, audio_stop, scale = ctx.layout
     gradient = grad_output.reshape(-1, grad_output.shape[-1])
     rows = (token_ids - vocab_start_index).t().reshape(-1)
-    owned = (rows >= 0) & (rows < ctx.num_rows)
+    owned = (rows >= 0) & (rows < ctx.table.num_rows)
 
-    def rows_gradient(rows: Tensor, num_rows: int) -> Tensor:
-        out = gradient.new_zeros(num_rows, gradient.shape[-1])
-        accumulate_rows_(out, gradient, rows.where(owned, -1), scale=scale)
-        return out
+    def grad_of(table: Table, rows: Tensor) -> Tensor:
+        return table.add_gradient(gradient, rows.where(owned, -1), scale, ctx.deterministic)
 
     grad_weight = grad_type = grad_group_position = None
     if ctx.needs_input_grad[1]:
-        if ctx.weight is None:
-            grad_weight = rows_gradient(rows, ctx.num_rows)
-        else:
-            accumulate_rows_(ctx.weight.main_grad, gradient, rows.where(owned, -1), scale=scale)
-            grad_weight = _dummy_gradient(ctx.weight)
+        grad_weight = grad_of(ctx.table, rows)
     if ctx.needs_input_grad[2]:
         kinds = modality(token_ids, linguistic_start, semantic_start, audio_stop)
-        grad_type = rows_gradient(kinds.t().reshape(-1), len(MODALITY_NAMES))
+        grad_type = grad_of(Table(len(MODALITY_NAMES), ctx.table.dtype, None), kinds.t().reshape(-1))
     if ctx.needs_input_grad[3]:
-        grad_group_position = rows_gradient(group_positions.t().reshape(-1), GROUP_SIZE)
-    return None, grad_weight, grad_type, grad_group_position, *(None,) * 7
-
-
-def _dummy_gradient(weight: Tensor) -> Tensor:
-    """Stands for a gradient that is already in `main_grad`.
-
-    Megatron's hook wants a gradient (None trips its assert under `overlap_grad_reduce`) and drops it. It must be fresh:
-    autograd keeps a fresh one but clones a cached or expanded one, 0.19 s against 0.0005 s at [74752, 3072].
-    """
-    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
-    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        grad_group_position = grad_of(Table(GROUP_SIZE, ctx.table.dtype, None), group_positions.t().reshape(-1))
+    return None, grad_weight, grad_type, grad_group_position, *(None,) * 9
 
 
 def _fake(
@@ -219,13 +191,20 @@ def _fake(
     type_weight: Tensor | None,
     group_position_weight: Tensor | None,
     group_positions: Tensor | None,
-    *layout: float,
+    vocab_start_index: int,
+    vocab_size: int,
+    linguistic_start: int,
+    semantic_start: int,
+    audio_stop: int,
+    scale: float,
+    out_dtype: torch.dtype | None = None,
+    deterministic: bool = True,
 ) -> Tensor:
     batch, length = token_ids.shape
-    return weight.new_empty(length, batch, weight.shape[1])
+    return weight.new_empty(length, batch, weight.shape[1], dtype=out_dtype or weight.dtype)
 
 
 torch.library.register_fake(_NAME, _fake)
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
-if not built_with_cuda():
+if not library.built_with_cuda():
     torch.library.register_kernel(_NAME, "cuda", dual_codebook_embedding_reference)

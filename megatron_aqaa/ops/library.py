@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
 import torch  # noqa: F401  (first: the extension modules resolve their symbols in torch's libraries)
 
 REMEDY = "run `make venv`, or in your own environment `pip install --no-build-isolation --no-deps -e .`"
+
+# On a GPU an id that no table holds gives a row of NaN; this checks ids first, at the price of a synchronization.
+CHECK_IDS = os.environ.get("MEGATRON_AQAA_CHECK_IDS") == "1"
 
 
 def load_extension(name: str) -> ModuleType:

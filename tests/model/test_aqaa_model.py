@@ -37,6 +37,31 @@ def test_losses_are_cross_entropies_of_the_logits(one_process: None) -> None:
     torch.testing.assert_close(gradients(model, losses), gradients(model, expected), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("untied", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_recomputing_logits_changes_nothing(one_process: None, untied: bool, masked: bool) -> None:
+    data = batch()
+    if not masked:
+        del data["loss_mask"]
+    plain, recomputing = (
+        build_model(variant(recompute_logits=value, untie_embeddings_and_output_weights=untied), VOCABULARY)[0]
+        for value in (False, True)
+    )
+    recomputing.load_state_dict(plain.state_dict())
+    losses, again = plain(**data), recomputing(**data)
+    torch.testing.assert_close(again, losses)
+    torch.testing.assert_close(gradients(recomputing, again), gradients(plain, losses), atol=1e-6, rtol=1e-5)
+
+
+def test_a_label_outside_the_vocabulary_is_named(one_process: None) -> None:
+    data = batch()
+    data["labels"][:] = VOCABULARY.size  # the tables have padded rows beyond it
+    for recompute_logits in (False, True):
+        model = build_model(variant(recompute_logits=recompute_logits), VOCABULARY)[0]
+        with pytest.raises(ValueError, match=f"label {VOCABULARY.size} .* not among the ids of the softmax"):
+            model(**data)
+
+
 def test_without_a_mask_every_position_counts(one_process: None) -> None:
     model, data = build_model(TINY, VOCABULARY)[0], batch()
     del data["loss_mask"]
@@ -44,8 +69,9 @@ def test_without_a_mask_every_position_counts(one_process: None) -> None:
     assert (model(**data) > 0).all()
 
 
-def test_no_position_with_loss(one_process: None) -> None:
-    model, data = build_model(TINY, VOCABULARY)[0], batch()
+@pytest.mark.parametrize("recompute_logits", [False, True])
+def test_no_position_with_loss(one_process: None, recompute_logits: bool) -> None:
+    model, data = build_model(variant(recompute_logits=recompute_logits), VOCABULARY)[0], batch()
     data["loss_mask"].zero_()
     data["labels"] = torch.full_like(data["labels"], -100)  # labels without loss may be anything
     losses = model(**data)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
 from megatron_aqaa import ops
+from megatron_aqaa.ops import library
 from megatron_aqaa.ops.dual_codebook_embedding import dual_codebook_embedding_reference
 
 VOCAB, LINGUISTIC, SEMANTIC, STOP = 40, 20, 26, 38  # 38, 39 are markers
@@ -87,7 +86,7 @@ def test_forward_is_the_rounded_definition(device, dtype, given, scale):
     torch.testing.assert_close(ours.double(), exact, atol=4 * torch.finfo(dtype).eps, rtol=torch.finfo(dtype).eps / 2)
 
 
-@pytest.mark.parametrize("hidden", [1, 3, 8, 1023, 1024, 1025, 2500])
+@pytest.mark.parametrize("hidden", [1, 3, 8, 255, 256, 257, 1025])
 @pytest.mark.parametrize("batch_and_length", [(1, 1), (1, 7), (5, 1), (2, 65)])
 def test_any_size(hidden, batch_and_length):
     weights = tables(hidden, **BOTH_TABLES)
@@ -95,6 +94,21 @@ def test_any_size(hidden, batch_and_length):
     torch.testing.assert_close(
         call(token_ids, *weights, scale=2.0), call_reference(token_ids, *weights, scale=2.0), atol=0.0, rtol=0.0
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("hidden", "given"), [(2100, {}), (2101, BOTH_TABLES)])
+def test_a_large_output_is_written_past_the_cache(dtype, hidden, given):
+    weights = tables(hidden, dtype, **given)
+    token_ids = ids(4, 1024)  # at least 16 MiB in two-byte elements
+    assert torch.equal(call(token_ids, *weights), call_reference(token_ids, *weights))
+
+
+def test_ids_at_both_ends_of_a_rank():
+    weight = tables(rows=10)[0]
+    out = call(torch.tensor([[0, 19, 20, 29, 30, VOCAB - 1]]), weight, start=20)[:, 0]
+    assert torch.equal(out[2:4], weight[[0, 9]])
+    assert not out[[0, 1, 4, 5]].any()
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
@@ -144,11 +158,12 @@ def gradients(function, weights, token_ids, grad_output, **more):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("start", [0, 10])
-def test_gradients_equal_autograd_of_the_reference(device, start):
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_gradients_equal_autograd_of_the_reference(device, start, deterministic):
     weights = [w.to(device) for w in tables(dtype=torch.float64, rows=20 if start else VOCAB, **BOTH_TABLES)]
     token_ids = ids(3, 50).to(device)
     grad_output = torch.randn(50, 3, 12, dtype=torch.float64, device=device)
-    ours = gradients(call, weights, token_ids, grad_output, start=start, scale=1.5)
+    ours = gradients(call, weights, token_ids, grad_output, start=start, scale=1.5, deterministic=deterministic)
     eager = gradients(call_reference, weights, token_ids, grad_output, start=start, scale=1.5)
     for one, other in zip(ours, eager, strict=True):
         torch.testing.assert_close(one, other, atol=1e-13, rtol=1e-13)
@@ -197,10 +212,23 @@ def test_an_id_outside_the_vocabulary_is_named(bad, monkeypatch):
     with pytest.raises(RuntimeError, match=message):
         call(token_ids, *tables())
     # What a GPU does when asked to check, then what it does otherwise.
-    monkeypatch.setattr(sys.modules["megatron_aqaa.ops.dual_codebook_embedding"], "CHECK_IDS", True)
+    monkeypatch.setattr(library, "CHECK_IDS", True)
     with pytest.raises(RuntimeError, match=message):
         call(token_ids, *tables())
     assert call_reference(token_ids, *tables())[4, 1].isnan().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bad", [-1, VOCAB, 10**12])
+def test_a_gpu_marks_an_id_outside_the_vocabulary(bad):
+    token_ids = ids(2, 9)
+    token_ids[1, 4] = bad
+    weight = tables()[0].to("cuda").requires_grad_()
+    out = call(token_ids.to("cuda"), weight)
+    assert out[4, 1].isnan().all()
+    assert out.isnan().sum() == 12
+    out.nansum().backward()
+    assert weight.grad.isfinite().all()
 
 
 def test_without_a_size_this_rank_holds_the_end_of_the_vocabulary():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from torch import nn
 
 from megatron_aqaa import ops, platform
+from megatron_aqaa.ops import table_gradient
 
 ROWS, HIDDEN = 30, 6
 
@@ -131,7 +130,7 @@ def test_under_megatron_ddp(tied, overlap, distributed_optimizer, monkeypatch):
         weight.grad_added_to_main_grad = True
         return torch.full_like(weight, torch.nan)
 
-    monkeypatch.setattr(sys.modules["megatron_aqaa.ops.dual_codebook_embedding"], "_dummy_gradient", poisoned)
+    monkeypatch.setattr(table_gradient, "dummy_gradient", poisoned)
     torch.manual_seed(0)
     model = EmbeddingAndHead(tied).to(platform.device())
     plain = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}

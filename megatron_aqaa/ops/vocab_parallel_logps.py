@@ -1,0 +1,181 @@
+"""Log-probabilities of tokens from logits whose vocabulary is split across tensor-parallel ranks.
+
+`linear_vocab_parallel_logps` is the form that computes the logits itself and never holds them all.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_aqaa.ops import library
+
+BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 26}
+"""Logits worked on at a time: in fp32 half of a core's L2 cache; 256 MiB."""
+
+
+def vocab_parallel_logps(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    vocab_size: int,
+    group: dist.ProcessGroup,
+    allowed: range | Sequence[range] | None = None,
+) -> Tensor:
+    """Log-probability of each label, in fp32 (fp64 for fp64 logits).
+
+    Megatron's cross entropy keeps an fp32 softmax of all rows for backward and counts padded rows in. This keeps
+    exponentials in the dtype of the logits, works in blocks that fit the cache, takes each exponential once, and needs
+    one collective, of two scalars per token and rank, instead of three that wait for each other.
+
+    Args:
+        logits: [n, padded V / tp], this rank's rows of the vocabulary.
+        labels: [n] int64 token ids, the same on every rank.
+        vocab_size: rows of all ranks that are real; the rest is padding and may hold anything, NaN too.
+        group: tensor-parallel ranks.
+        allowed: token ids that the softmax is restricted to, `range(start, stop)` or several in rising order;
+            None: all. `range(vocabulary.linguistic_start, vocabulary.audio_stop)` are the audio ids.
+
+    Returns:
+        [n].
+
+    Raises:
+        ValueError: `allowed` is empty or leaves the vocabulary, shapes disagree, or a label is not among the ids of the
+            softmax. On a GPU labels are checked only with MEGATRON_AQAA_CHECK_IDS=1, because it waits for the device;
+            without it such a label gets −inf.
+    """
+    ids = softmax_ids(allowed, vocab_size, logits.shape[1] * group.size())
+    check_labels(labels, len(logits), ids)
+    return _VocabParallelLogps.apply(logits, labels, local_rows(ids, logits.shape[1], group), group)
+
+
+def vocab_parallel_cross_entropy(
+    logits: Tensor, labels: Tensor, *, vocab_size: int, group: dist.ProcessGroup
+) -> Tensor:
+    """Cross entropy of each token, [n]: minus `vocab_parallel_logps`."""
+    return -vocab_parallel_logps(logits, labels, vocab_size=vocab_size, group=group)
+
+
+class _VocabParallelLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, rows: list[slice], group: dist.ProcessGroup) -> Tensor:
+        exponentials = torch.empty_like(logits)
+        for gap in _gaps(rows, logits.shape[1]):
+            exponentials[:, gap] = 0
+        maximum, total = no_logits(len(logits), logits)
+        lowest = torch.finfo(maximum.dtype).min
+        for tokens in _token_blocks(logits) if rows else ():
+            parts = [logits[tokens, part] for part in rows]
+            highest = maximum[tokens]
+            highest.copy_(functools.reduce(torch.maximum, [part.amax(-1, keepdim=True) for part in parts]))
+            highest.clamp_(min=lowest)
+            for part, columns in zip(parts, rows, strict=True):
+                block = (part - highest).exp_()
+                exponentials[tokens, columns] = block
+                total[tokens].add_(block.sum(-1, keepdim=True))
+        owned, column = label_columns(labels - group.rank() * logits.shape[1], rows)
+        label_logit = torch.where(owned, logits.gather(1, column).to(total.dtype), -torch.inf)
+        log_sum, label_logit = combine_ranks(maximum + total.log(), label_logit, group)
+        logps = label_logit - log_sum
+        ctx.save_for_backward(exponentials, (maximum - log_sum).exp_(), owned, column, logps)
+        return logps[:, 0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, None, None, None]:
+        exponentials, scale, owned, column, logps = ctx.saved_tensors
+        scale = scale * -grad_logps[:, None]
+        grad = torch.empty_like(exponentials)
+        for tokens in _token_blocks(grad):
+            grad[tokens] = exponentials[tokens] * scale[tokens]
+        at_label = torch.where(owned, -torch.expm1(logps) * grad_logps[:, None], grad.gather(1, column))
+        return grad.scatter_(1, column, at_label.to(grad.dtype)), None, None, None
+
+
+def softmax_ids(allowed: range | Sequence[range] | None, vocab_size: int, num_rows: int) -> list[range]:
+    """`allowed` as a list of ranges; checks it, and that `num_rows` of all ranks hold the vocabulary."""
+    if not 0 < vocab_size <= num_rows:
+        raise ValueError(f"vocab_size = {vocab_size} must lie in 1 … {num_rows}, the rows of all ranks together")
+    if allowed is None:
+        return [range(vocab_size)]
+    ids = [allowed] if isinstance(allowed, range) else list(allowed)
+    stop = 0
+    for part in ids:
+        if part.step != 1 or not stop <= part.start < part.stop <= vocab_size:
+            raise ValueError(
+                f"allowed: {part} must be a non-empty range of step 1 that starts at {stop} or above and "
+                f"ends at {vocab_size} or below"
+            )
+        stop = part.stop
+    if not ids:
+        raise ValueError("allowed holds no range; None allows all ids")
+    return ids
+
+
+def check_labels(labels: Tensor, num_tokens: int, ids: list[range]) -> None:
+    """Raises ValueError unless there are `num_tokens` labels, all (CPU, or MEGATRON_AQAA_CHECK_IDS=1) among `ids`."""
+    if labels.shape != (num_tokens,):
+        raise ValueError(f"labels {list(labels.shape)} must be [{num_tokens}], one per token")
+    if labels.device.type != "cpu" and not library.CHECK_IDS:
+        return
+    inside = functools.reduce(torch.logical_or, [(labels >= part.start) & (labels < part.stop) for part in ids])
+    if not inside.all():
+        index = int((~inside).nonzero()[0])
+        spans = ", ".join(f"{part.start} … {part.stop - 1}" for part in ids)
+        raise ValueError(
+            f"label {int(labels[index])} at index {index} is not among the ids of the softmax ({spans}): leave such "
+            "positions out by the loss mask"
+        )
+
+
+def local_rows(ids: list[range], num_rows: int, group: dist.ProcessGroup) -> list[slice]:
+    """Those of this rank's `num_rows` rows that enter the softmax."""
+    first = group.rank() * num_rows
+    ends = [(max(part.start - first, 0), min(part.stop - first, num_rows)) for part in ids]
+    return [slice(start, stop) for start, stop in ends if start < stop]
+
+
+def label_columns(local_labels: Tensor, rows: list[slice]) -> tuple[Tensor, Tensor]:
+    """Whether each label is among `rows`, and where: both [n, 1]; 0 where it is not."""
+    owned = torch.zeros_like(local_labels, dtype=torch.bool)
+    for part in rows:
+        owned |= (local_labels >= part.start) & (local_labels < part.stop)
+    return owned[:, None], local_labels.where(owned, 0)[:, None]
+
+
+def no_logits(num_tokens: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum and sum of exponentials [n, 1] over no logits; fp32, or fp64 for fp64.
+
+    The maximum starts at the lowest finite number: with −inf, a row of logits that are all −inf would give NaN.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    maximum = like.new_full((num_tokens, 1), torch.finfo(dtype).min, dtype=dtype)
+    return maximum, torch.zeros_like(maximum)
+
+
+def combine_ranks(log_sum: Tensor, label_logit: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Both [n, 1], each rank's own, to those of all ranks. Only the label's owner has a logit, the others −inf."""
+    if group.size() == 1:
+        return log_sum, label_logit
+    parts = torch.cat([log_sum, label_logit], 1)
+    ranks = parts.new_empty(group.size() * len(parts), 2)
+    dist.all_gather_into_tensor(ranks, parts, group=group)
+    # One log-sum-exp serves both: beside −inf a logit is its own, exactly.
+    log_sum, label_logit = ranks.view(group.size(), -1, 2).logsumexp(0).split(1, 1)
+    return log_sum, label_logit
+
+
+def _gaps(rows: list[slice], width: int) -> list[slice]:
+    """What `rows` leave out of [0, width)."""
+    edges = [0, *(edge for part in rows for edge in (part.start, part.stop)), width]
+    return [slice(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
+
+
+def _token_blocks(logits: Tensor) -> list[slice]:
+    step = max(1, BLOCK_ELEMENTS[logits.device.type] // logits.shape[1])
+    return [slice(start, start + step) for start in range(0, len(logits), step)]
