@@ -65,6 +65,48 @@ class AudioEmbedding(MegatronModule):
             return reduce_scatter_to_sequence_parallel_region(partial_sum, group=self.tp_group)
         return reduce_from_tensor_model_parallel_region(partial_sum, group=self.tp_group)
 
+    @torch.no_grad()
+    def exported_weight(self) -> Tensor:
+        """[rows, H]: this rank's rows as a format without the small tables has them, see `fold_codebook_type`.
+
+        With a tied head the exported model needs a head of its own: the head goes on with `word_embeddings.weight`
+        as it is, since the codebook vectors belong to the input alone.
+
+        Raises:
+            ValueError: there is a group-position table, which no set of rows can express.
+        """
+        if self.group_position is not None:
+            raise ValueError(
+                "model.group_position_embedding cannot be exported: it adds a vector by the place of a token, and the "
+                "same token stands at several places, while an exported row belongs to the token alone. Train with "
+                "model.group_position_embedding: false for a model that is to be served elsewhere"
+            )
+        words = self.word_embeddings
+        if self.codebook_type is None:
+            return words.weight.detach().clone()
+        return fold_codebook_type(words.weight, self.codebook_type, self.vocabulary, words.vocab_start_index)
+
     def _shared(self, table: Parameter | None) -> Tensor | None:
         """A table whose gradient is summed over the ranks: each rank's covers only the tokens that it owns."""
         return None if table is None else copy_to_tensor_model_parallel_region(table, group=self.tp_group)
+
+
+def fold_codebook_type(rows: Tensor, codebook_type: Tensor, vocabulary: Vocabulary, first_row: int = 0) -> Tensor:
+    """Rows of a table that alone embeds as `rows` and the table of codebook vectors do together.
+
+    The sum is taken in fp32 (fp64 for fp64) and rounded once to the dtype of `rows`, as the operator does it: the
+    folded table embeds bit for bit as the two tables, in bf16 too.
+
+    Args:
+        rows: [rows, H], tensor-parallel slice or whole table.
+        codebook_type: [3, H] for text, linguistic, semantic.
+        vocabulary: id layout.
+        first_row: token id of `rows[0]`.
+
+    Returns:
+        [rows, H]; padded rows are as before.
+    """
+    token_ids = torch.arange(first_row, first_row + len(rows), device=rows.device)
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    folded = rows.to(wide) + codebook_type.to(wide)[vocabulary.modality(token_ids)]
+    return torch.where((token_ids < vocabulary.size)[:, None], folded.to(rows.dtype), rows)

@@ -13,9 +13,11 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_aqaa.model.alibi import SqrtAlibiBias, sqrt_alibi_slopes
-from megatron_aqaa.model.attention import SqrtAlibiAttention
+from megatron_aqaa.model.alibi import SqrtAlibi, sqrt_alibi_slopes
+from megatron_aqaa.model.attention import Backend, SqrtAlibiAttention
 from megatron_aqaa.model.config import ModelConfig
+from megatron_aqaa.model.explicit_attention import ExplicitBackend
+from megatron_aqaa.model.flex_attention import FlexBackend
 from megatron_aqaa.model.norm import RMSNorm
 from megatron_aqaa.model.swiglu import swiglu
 from megatron_aqaa.platform.device import has_gpu
@@ -27,8 +29,9 @@ def transformer_block_spec(
     """Layers of this pipeline stage. With RoPE the attention is the same, with slopes of zero."""
     use_transformer_engine = has_gpu() and importlib.util.find_spec("transformer_engine") is not None
     layer = get_gpt_layer_with_transformer_engine_spec() if use_transformer_engine else _local_layer()
-    bias = rank_bias(model, pg_collection)
-    layer.submodules.self_attention.submodules.core_attention = ModuleSpec(SqrtAlibiAttention, params={"bias": bias})
+    backend = attention_backend(rank_rule(model, pg_collection))  # one object: all layers of the stage share its mask
+    core_attention = ModuleSpec(SqrtAlibiAttention, params={"backend": backend})
+    layer.submodules.self_attention.submodules.core_attention = core_attention
     num_layers = get_num_layers_to_build(config, vp_stage)
     if use_transformer_engine:
         from megatron.core.extensions.transformer_engine import TENorm
@@ -37,12 +40,17 @@ def transformer_block_spec(
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
 
 
-def rank_bias(model: ModelConfig, pg_collection: ProcessGroupCollection) -> SqrtAlibiBias:
-    """Bias of the heads that this tensor-parallel rank holds: a slice of the full list of slopes."""
+def attention_backend(rule: SqrtAlibi) -> Backend:
+    """Compiled FlexAttention on a GPU; explicit products on the CPU, where that has no backward (torch 2.13)."""
+    return FlexBackend(rule) if has_gpu() else ExplicitBackend(rule)
+
+
+def rank_rule(model: ModelConfig, pg_collection: ProcessGroupCollection) -> SqrtAlibi:
+    """The rule of the heads that this tensor-parallel rank holds: a slice of the full list of slopes."""
     slopes = sqrt_alibi_slopes(model.num_attention_heads)
     slopes *= model.alibi_slope_scale if model.position_embedding == "sqrt_alibi" else 0.0
     mine = slopes.chunk(pg_collection.tp.size())[pg_collection.tp.rank()]
-    return SqrtAlibiBias(mine, pg_collection.cp.rank(), pg_collection.cp.size())
+    return SqrtAlibi(mine, pg_collection.cp.rank(), pg_collection.cp.size())
 
 
 def _local_layer() -> ModuleSpec:

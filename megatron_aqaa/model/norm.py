@@ -35,7 +35,7 @@ class RMSNorm(torch.nn.Module):
 class _RMSNorm(torch.autograd.Function):
     """PyTorch composes its CPU norm of a dozen passes, recorded one by one; this backward needs two thirds of them.
 
-    [2048, 256] bf16, one core, forward and backward: 1.6 ms → 1.0 ms; the miniature calls it nine times a step.
+    [2048, 256] bf16, one core, forward and backward: 2.8 ms → 1.5 ms (fp32: 2.3 → 1.0); nine calls a step.
     """
 
     @staticmethod
