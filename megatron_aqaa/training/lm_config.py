@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_aqaa.data.datasets import DataConfig
 from megatron_aqaa.model.config import ModelConfig
 from megatron_aqaa.platform import ParallelConfig
+from megatron_aqaa.training.frozen import Frozen
 from megatron_aqaa.training.optimizer import OptimizerConfig
 
 
@@ -24,6 +25,10 @@ class LoopConfig:
         keep_checkpoints: newest checkpoints to keep.
         seed: initial weights and data order.
         init_from: run or checkpoint directory whose weights (not optimizer) the run starts from.
+        grow_vocabulary: `init_from` is a text model: its first `text_size` rows of embedding and head are kept, those
+            of audio codes and markers are drawn from the distribution of these.
+        frozen: parts that the run leaves as they are: "backbone" (all but embedding and head), "text_rows" (of
+            embedding and head).
         code_vectors: tokenizer directory; embedding and head rows of the audio codes start from a random projection
             of its code vectors, so that codes that sound alike start alike.
     """
@@ -36,7 +41,13 @@ class LoopConfig:
     keep_checkpoints: int = 2
     seed: int = 0
     init_from: Path | None = None
+    grow_vocabulary: bool = False
+    frozen: tuple[Frozen, ...] = ()
     code_vectors: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.grow_vocabulary and self.init_from is None:
+            raise ValueError("training.grow_vocabulary needs training.init_from: the checkpoint of a text model")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_aqaa.checkpoint import store
 from megatron_aqaa.model import AQAAModel, ModelConfig, build_model
+from megatron_aqaa.model.table_shards import table_shards
+from megatron_aqaa.model.vocabulary_growth import grow_tables
 from megatron_aqaa.platform import ParallelConfig
 from megatron_aqaa.tokenizer.dual_codebook import CodeVectors, DualCodebookTokenizer
+from megatron_aqaa.training.frozen import Frozen, finalize_without_text_rows, freeze_backbone
 from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.optimizer import OptimizerConfig, build_optimizer, build_scheduler
 from megatron_aqaa.vocabulary import Vocabulary
@@ -46,6 +49,7 @@ class TrainState:
         state["optimizer"] = self.optimizer.sharded_state_dict(
             weights, is_loading=is_loading, metadata=store.OPTIMIZER_METADATA
         )
+        state.update(store.vocabulary_state(self.model_chunks))
         state["scheduler"] = self.scheduler.state_dict()
         state["progress"] = {"step": self.step, "consumed_samples": self.consumed_samples}
         return state
@@ -58,10 +62,19 @@ class TrainState:
         """Continue exactly where `checkpoint` was written, at this run's parallel layout."""
         loaded = store.load_checkpoint(checkpoint, self.sharded(is_loading=True))
         store.load_weights(self.model_chunks, loaded)
-        self.optimizer.load_state_dict(loaded["optimizer"])
+        self._load_optimizer(loaded["optimizer"], checkpoint)
         self.scheduler.load_state_dict(loaded["scheduler"])
         self.step = loaded["progress"]["step"]
         self.consumed_samples = loaded["progress"]["consumed_samples"]
+
+    def _load_optimizer(self, loaded: Any, checkpoint: Path) -> None:
+        try:
+            self.optimizer.load_state_dict(loaded)
+        except KeyError as error:  # Megatron looks groups up by what sets them apart
+            raise ValueError(
+                f"{checkpoint}: has no parameter group {error}: training.frozen was another when it was written. Set "
+                "it back, or start a new run from the weights with training.init_from"
+            ) from error
 
 
 def build_state(config: TrainConfig, vocabulary: Vocabulary) -> TrainState:
@@ -76,6 +89,7 @@ def build_state(config: TrainConfig, vocabulary: Vocabulary) -> TrainState:
         initialise=(lambda modules: None)
         if resume_from
         else (lambda modules: _initialise(modules, config, vocabulary)),
+        frozen=config.training.frozen,
     )
     if resume_from is not None:
         state.load(resume_from)
@@ -89,6 +103,7 @@ def new_state(
     optimizer_config: OptimizerConfig,
     steps: int,
     initialise: Callable[[list[AQAAModel]], None] = lambda modules: None,
+    frozen: Collection[Frozen] = (),
 ) -> TrainState:
     """Model, optimizer and schedule at step 0.
 
@@ -99,12 +114,17 @@ def new_state(
         optimizer_config: learning rates and AdamW settings.
         steps: length of the schedule.
         initialise: changes the random initial weights, before the optimizer copies them.
+        frozen: parts that stay as they are.
     """
+    keep_text = "text_rows" in frozen
     modules = build_model(model, vocabulary, parallel)
     initialise(modules)
+    if "backbone" in frozen:
+        freeze_backbone(modules)
     chunks = _wrap(modules)
-    optimizer = build_optimizer(chunks, optimizer_config, modules[0].config.params_dtype)
-    modules[0].config.finalize_model_grads_func = finalize_model_grads
+    optimizer = build_optimizer(chunks, optimizer_config, modules[0].config.params_dtype, decay_tables=not keep_text)
+    finalize = finalize_without_text_rows(modules) if keep_text else finalize_model_grads
+    modules[0].config.finalize_model_grads_func = finalize
     modules[0].config.grad_scale_func = optimizer.scale_loss
     return TrainState(chunks, optimizer, build_scheduler(optimizer, optimizer_config, steps))
 
@@ -121,8 +141,13 @@ def _wrap(modules: list[Any]) -> list[Any]:
 
 
 def _initialise(modules: list[Any], config: TrainConfig, vocabulary: Vocabulary) -> None:
-    if config.training.init_from is not None:
-        store.load_model(modules, config.training.init_from)
+    loop = config.training
+    if loop.init_from is not None and loop.grow_vocabulary:
+        store.load_text_model(modules, loop.init_from)
+        for module in modules:
+            grow_tables(module, vocabulary, loop.seed)
+    elif loop.init_from is not None:
+        store.load_model(modules, loop.init_from)
     if config.training.code_vectors is not None:
         vectors = DualCodebookTokenizer.load(config.training.code_vectors).code_vectors()
         for module in modules:
@@ -138,7 +163,7 @@ def initialise_code_rows(module: Any, vectors: CodeVectors, vocabulary: Vocabula
     core-seconds.
     """
     starts = {"linguistic": vocabulary.linguistic_start, "semantic": vocabulary.semantic_start}
-    for weight, first_row in _vocabulary_weights(module):
+    for weight, first_row, _ in table_shards(module):
         for name, start in starts.items():
             projected = _project(getattr(vectors, name), weight.shape[1], float(weight.float().std()))
             begin, end = max(start, first_row), min(start + len(projected), first_row + len(weight))
@@ -154,13 +179,3 @@ def _project(vectors: torch.Tensor, hidden_size: int, spread: float) -> torch.Te
     centred = vectors.float() - vectors.float().mean(0)
     projected = centred @ torch.randn(vectors.shape[1], hidden_size, generator=generator)
     return projected / projected.std() * spread
-
-
-def _vocabulary_weights(module: Any) -> list[tuple[torch.Tensor, int]]:
-    """(weight [rows, H], first row of this rank) of the embedding and the untied head that `module` holds."""
-    found = []
-    for layer in (getattr(module, "embedding", None) and module.embedding.word_embeddings, module.output_head()):
-        if layer is not None:
-            rank = torch.distributed.get_rank(layer.tp_group)
-            found.append((layer.weight, rank * layer.weight.shape[0]))
-    return found

@@ -15,7 +15,8 @@ from megatron_aqaa import platform
 from megatron_aqaa.vocabulary import MODALITY_NAMES, Vocabulary
 
 Batch = dict[str, torch.Tensor]
-"""token_ids, labels [B, S] int64; loss_mask [B, S] float32 whole weights; document_ids [B, S] int64."""
+"""token_ids, labels [B, S] int64; loss_mask [B, S] float32 whole weights; document_ids [B, S] int64; where the model
+has a group-position table, group_positions [B, S] int64."""
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,19 @@ class OptimizerConfig:
     clip_grad: float = 1.0
 
 
-def build_optimizer(model_chunks: list[Any], config: OptimizerConfig, params_dtype: torch.dtype) -> MegatronOptimizer:
+def build_optimizer(
+    model_chunks: list[Any], config: OptimizerConfig, params_dtype: torch.dtype, *, decay_tables: bool = True
+) -> MegatronOptimizer:
     """Megatron's distributed optimizer over DDP-wrapped `model_chunks`.
 
     Weight decay is left off for vectors; embedding and head get their own rate. Where Megatron chose torch's
     AdamW (no Transformer Engine, no apex), it becomes `training.adam.Adam`.
+
+    Args:
+        model_chunks: one per virtual pipeline stage.
+        config: learning rates and AdamW settings.
+        params_dtype: of the weights.
+        decay_tables: weight decay on embedding and head; off where some of their rows must not change.
     """
     megatron_config = MegatronOptimizerConfig(
         optimizer="adam",
@@ -68,6 +76,8 @@ def build_optimizer(model_chunks: list[Any], config: OptimizerConfig, params_dty
             # Megatron tells parameter groups apart by this flag when it loads a checkpoint, but 0.16.1 forgets to set
             # it: after a resume the backbone would silently learn at the embedding's rate.
             override["is_decoupled_lr"] = True
+            if not decay_tables:
+                override["wd_mult"] = 0.0
     optimizer = get_megatron_optimizer(
         megatron_config,
         model_chunks,
@@ -103,5 +113,5 @@ def build_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, steps
 
 
 def backbone_learning_rate(optimizer: MegatronOptimizer) -> float:
-    """Current learning rate of the parameters without a rate of their own."""
+    """Current learning rate of the parameters without a rate of their own; with these frozen, of the tables."""
     return float(min(group["lr"] for group in optimizer.param_groups))

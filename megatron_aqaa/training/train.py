@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from megatron_aqaa import platform
 from megatron_aqaa.config import save_config
 from megatron_aqaa.data.datasets import build_dataset, build_validation_dataset
-from megatron_aqaa.data.loader import batches
+from megatron_aqaa.training.lm_batch import micro_batches
 from megatron_aqaa.training.lm_config import LoopConfig, TrainConfig
 from megatron_aqaa.training.lm_state import TrainState, build_state
 from megatron_aqaa.training.lm_step import Batch, StepResult, train_step, validation_step
@@ -40,7 +40,7 @@ def train(config: TrainConfig) -> None:
         vocabulary = Vocabulary.load(config.vocabulary)
         num_microbatches = _num_microbatches(config.training)
         state = build_state(config, vocabulary)
-        iterators = _data(config, state, vocabulary, num_microbatches)
+        iterators = training_batches(config, state, vocabulary, num_microbatches)
         _write_settings(config)
         _loop(config, state, iterators, vocabulary, num_microbatches)
     finally:
@@ -84,34 +84,31 @@ def _num_microbatches(loop: LoopConfig) -> int:
     return loop.global_batch_size // per_pass
 
 
-def _data(
+def training_batches(
     config: TrainConfig, state: TrainState, vocabulary: Vocabulary, num_microbatches: int
 ) -> list[Iterator[Batch]]:
-    """Training micro-batches from the run's position on."""
+    """Training micro-batches from the run's position on, an iterator for each virtual pipeline stage."""
     loop = config.training
     dataset = build_dataset(config.data, vocabulary, loop.steps * loop.global_batch_size, loop.seed)
-    return _iterators(dataset, state, loop.micro_batch_size, num_microbatches, state.consumed_samples)
+    return _iterators(config, dataset, state, vocabulary, num_microbatches, state.consumed_samples)
 
 
 def _iterators(
-    dataset: Dataset[Batch], state: TrainState, micro_batch_size: int, num_microbatches: int, consumed_samples: int
+    config: TrainConfig,
+    dataset: Dataset[Batch],
+    state: TrainState,
+    vocabulary: Vocabulary,
+    num_microbatches: int,
+    consumed_samples: int,
 ) -> list[Iterator[Batch]]:
-    """One iterator per virtual pipeline stage, all over the same micro-batches.
-
-    Every rank reads the same memory map, so nothing is broadcast between tensor-parallel ranks.
-    """
     return [
-        map(
-            _context_parallel_part,
-            batches(
-                dataset,
-                micro_batch_size=micro_batch_size,
-                num_microbatches=num_microbatches,
-                consumed_samples=consumed_samples,
-                rank=parallel_state.get_data_parallel_rank(),
-                world_size=parallel_state.get_data_parallel_world_size(),
-                device=platform.device(),
-            ),
+        micro_batches(
+            dataset,
+            vocabulary,
+            with_group_positions=config.model.group_position_embedding,
+            micro_batch_size=config.training.micro_batch_size,
+            num_microbatches=num_microbatches,
+            consumed_samples=consumed_samples,
         )
         for _ in state.model_chunks
     ]
@@ -124,19 +121,10 @@ def _validation_losses(config: TrainConfig, state: TrainState, vocabulary: Vocab
     num_microbatches = len(dataset) // (micro_batch_size * parallel_state.get_data_parallel_world_size())  # type: ignore[arg-type]
     if num_microbatches == 0:
         raise ValueError(f"data.validation holds {len(dataset)} sequences, fewer than one micro-batch of each rank")  # type: ignore[arg-type]
-    iterators = _iterators(dataset, state, micro_batch_size, num_microbatches, consumed_samples=0)
+    iterators = _iterators(config, dataset, state, vocabulary, num_microbatches, consumed_samples=0)
     shape = (micro_batch_size, config.data.sequence_length)
     result = validation_step(state.model_chunks, iterators, vocabulary, num_microbatches, shape)
     return {"validation_loss": result.loss, **{f"validation_loss_{k}": v for k, v in result.modality_losses.items()}}
-
-
-def _context_parallel_part(batch: Batch) -> Batch:
-    """This rank's positions of each sequence; document_ids stay whole, since queries look at all keys."""
-    size, rank = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
-    return {
-        name: value if name == "document_ids" else platform.zigzag_shard(value, dim=1, rank=rank, parts=size)
-        for name, value in batch.items()
-    }
 
 
 def _progress(config: TrainConfig, step: int) -> Progress:

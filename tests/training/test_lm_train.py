@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,13 +10,18 @@ import signal
 from pathlib import Path
 
 import pytest
+from megatron.core import dist_checkpointing
+from torch import Tensor
 
-from megatron_aqaa.checkpoint.store import complete_checkpoints
+from megatron_aqaa import platform
+from megatron_aqaa.checkpoint.store import complete_checkpoints, require_checkpoint
 from megatron_aqaa.config import load_config
 from megatron_aqaa.training import train as train_module
 from megatron_aqaa.training.lm_config import TrainConfig
+from megatron_aqaa.training.lm_state import new_state
 from megatron_aqaa.training.train import train
-from tests.training.tiny_run import tiny_config, write_data
+from megatron_aqaa.vocabulary import Vocabulary
+from tests.training.tiny_run import TEXT_VOCABULARY, VOCABULARY, tiny_config, write_data
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +125,77 @@ def test_checkpoint_of_another_shape_is_refused(data: Path, straight: Path, tmp_
     object.__setattr__(narrower.model, "ffn_hidden_size", 32)
     with pytest.raises(ValueError, match="does not fit this model"):
         train(narrower)
+
+
+@pytest.fixture(scope="module")
+def text_model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of a model whose vocabulary ends with the text ids."""
+    config = tiny_config(data, tmp_path_factory.mktemp("text"))
+    platform.initialize(config.parallel, seed=9)
+    new_state(config.model, TEXT_VOCABULARY, config.parallel, config.optimizer, steps=4).save(config.run, keep=1)
+    platform.shutdown()
+    return config.run
+
+
+def stored(run: Path) -> dict[str, Tensor]:
+    """Tensors of the newest checkpoint."""
+    platform.initialize(platform.ParallelConfig())
+    tensors = dist_checkpointing.load_plain_tensors(str(require_checkpoint(run)))
+    platform.shutdown()
+    return tensors
+
+
+def test_a_text_model_is_grown_and_taught_audio_alone(data: Path, text_model: Path, tmp_path: Path) -> None:
+    train(tiny_config(data, tmp_path, init_from=text_model, grow_vocabulary=True, frozen=["backbone", "text_rows"]))
+    before, after = stored(text_model), stored(tmp_path)
+    for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        assert (before[name].shape[0], after[name].shape[0]) == (256, 5376)
+        assert after[name][:160].equal(before[name][:160])
+        assert after[name][160 : VOCABULARY.size].any(1).all()
+        assert not after[name][VOCABULARY.size :].any()
+    name = "decoder.layers.mlp.linear_fc1.weight"
+    assert after[name].equal(before[name])
+    assert logged(tmp_path)[-1]["loss"] < logged(tmp_path)[0]["loss"]
+
+
+def test_small_tables_that_a_text_model_lacks_start_at_zero(data: Path, text_model: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path, init_from=text_model, grow_vocabulary=True, steps=3)
+    with_tables = {"codebook_type_embedding": True, "group_position_embedding": True}
+    train(config)
+    train(dataclasses.replace(config, run=tmp_path / "tables", model=dataclasses.replace(config.model, **with_tables)))
+    without, changed = logged(tmp_path), logged(tmp_path / "tables")
+    assert changed[0]["loss"] == without[0]["loss"]
+    assert changed[2]["loss"] != without[2]["loss"]  # warm-up: the first step has a rate of zero
+
+
+def test_a_smaller_vocabulary_is_refused_with_the_remedy(data: Path, text_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 256 rows there, 5376 in this model.*grow_vocabulary: true"):
+        train(tiny_config(data, tmp_path, init_from=text_model))
+    with pytest.raises(ValueError, match=r"grow_vocabulary needs training\.init_from"):
+        tiny_config(data, tmp_path, grow_vocabulary=True)
+
+
+def test_audio_rows_that_have_learned_are_not_drawn_anew(data: Path, straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds 5282 ids, but vocabulary.text_size = 160"):
+        train(tiny_config(data, tmp_path, init_from=straight, grow_vocabulary=True))
+
+
+def test_a_text_model_with_other_text_ids_is_not_grown(data: Path, text_model: Path, tmp_path: Path) -> None:
+    Vocabulary.for_text(200).save(tmp_path / "other.yaml")
+    config = tiny_config(data, tmp_path, init_from=text_model, grow_vocabulary=True)
+    with pytest.raises(ValueError, match="holds 160 ids, but vocabulary.text_size = 200"):
+        train(dataclasses.replace(config, vocabulary=tmp_path / "other.yaml"))
+
+
+def test_ids_that_mean_something_else_are_refused(data: Path, straight: Path, tmp_path: Path) -> None:
+    dataclasses.replace(VOCABULARY, linguistic_size=1000, semantic_size=4120).save(tmp_path / "other.yaml")
+    config = tiny_config(data, tmp_path, init_from=straight)
+    with pytest.raises(ValueError, match="linguistic_size = 1024 there, 1000 here; semantic_size = 4096 there, 4120"):
+        train(dataclasses.replace(config, vocabulary=tmp_path / "other.yaml"))
+
+
+def test_other_frozen_parts_cannot_be_resumed(data: Path, straight: Path, tmp_path: Path) -> None:
+    last = complete_checkpoints(straight)[-1]
+    shutil.copytree(last, tmp_path / "checkpoints" / last.name)
+    with pytest.raises(ValueError, match=r"no parameter group.*training\.frozen was another"):
+        train(tiny_config(data, tmp_path, frozen=["text_rows"], steps=6))

@@ -12,19 +12,23 @@ from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.for_text(160)
+TEXT_VOCABULARY = Vocabulary(
+    text_size=160, linguistic_size=0, semantic_size=0, size=160, audio_start=5, audio_end=6
+)  # of a text model: it ends where the codebooks of the other begin
 
 
-def write_data(directory: Path) -> None:
+def write_data(directory: Path, vocabulary: Vocabulary = VOCABULARY) -> None:
     """40 documents of text and audio groups, half of each with loss, and the vocabulary file."""
     directory.mkdir(parents=True, exist_ok=True)
-    VOCABULARY.save(directory / "vocabulary.yaml")
+    vocabulary.save(directory / "vocabulary.yaml")
     random = np.random.default_rng(0)
-    with DocumentWriter(directory / "documents", VOCABULARY, with_mask=True) as writer:
+    with DocumentWriter(directory / "documents", vocabulary, with_mask=True) as writer:
         for _ in range(40):
             text = random.integers(10, 160, random.integers(3, 9))
-            groups = random.integers(0, 1024, (random.integers(1, 4), 5)) + VOCABULARY.linguistic_start
-            groups[:, 2:] += VOCABULARY.linguistic_size
-            token_ids = np.concatenate([[VOCABULARY.bos], text, groups.ravel(), [VOCABULARY.eot]])
+            groups = random.integers(0, vocabulary.linguistic_size, (random.integers(1, 4), 5))
+            groups += vocabulary.linguistic_start
+            groups[:, 2:] += vocabulary.linguistic_size
+            token_ids = np.concatenate([[vocabulary.bos], text, groups.ravel(), [vocabulary.eot]])
             mask = np.arange(len(token_ids)) >= len(token_ids) // 2
             writer.add(token_ids, mask.astype(np.uint8))
 
