@@ -25,6 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 CARRIED = ROOT / ".venv-gpu"  # beside the system's torch, where nothing can be downloaded
 MINUTES = 9  # a part
 PARTS = ("build", "test", "ops", "model")
+BENCHMARKS = {"ops": ("embedding", "attention", "logps"), "model": ("training_step",)}
 # Without this a CPU torch would skip every GPU test and pass.
 SEES_GPU = """
 from megatron_aqaa.ops.library import built_with_cuda
@@ -61,8 +62,7 @@ def commands(part: str, wheels: Path) -> list[list[str]]:
         # Only the files that have such tests: others import parts that a GPU machine need not hold.
         marked = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
         return [sees_gpu, [python(), "-m", "pytest", "-q", "-m", "gpu", *marked]]
-    chosen = [path for path in sorted((ROOT / "benchmarks").glob("*.py")) if (path.stem == "ops") == (part == "ops")]
-    return [sees_gpu, *([python(), str(path)] for path in chosen)] if chosen else []
+    return [sees_gpu, *([python(), str(ROOT / "benchmarks" / f"{name}.py")] for name in BENCHMARKS[part])]
 
 
 def sources_digest() -> str:

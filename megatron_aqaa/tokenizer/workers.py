@@ -15,7 +15,12 @@ def map_blocks(function: Callable[[Block], int], blocks: Sequence[Block], num_wo
     if num_workers == 0 or len(blocks) < 2:
         yield from map(function, blocks)
         return
-    # Spawned, not forked: the caller may hold threads of PyTorch. Interrupts are for the parent, which ends the pool.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(num_workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    # Interrupts are for the parent, which ends the pool. Workers are born ignoring them: one that ignores them only once
+    # it has started would greet an early ctrl-C with a traceback.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:  # spawned, not forked: the caller may hold threads of PyTorch
+        pool = multiprocessing.get_context("spawn").Pool(num_workers)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with pool:
         yield from pool.imap_unordered(function, blocks)

@@ -1,0 +1,98 @@
+"""Index builders on the host at a million tokens, beside numpy and pure Python.
+
+python benchmarks/index.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+from pathlib import Path
+
+import numpy as np
+from side_by_side import Forms, medians, row, save
+
+from megatron_aqaa import ops
+
+
+def index_forms() -> dict[str, Forms]:
+    random = np.random.default_rng(0)
+    linguistic, semantic = random.integers(0, 1024, 400_000), random.integers(0, 4096, 600_000)
+    text, audio = random.integers(0, 65536, 400_000), random.integers(65536, 70656, 600_000)
+    lists = [x.tolist() for x in (linguistic, semantic, text, audio)]
+    lengths = np.clip(random.lognormal(5.5, 1.0, 5_000).astype(np.int64), 1, 8192)
+    return {
+        "interleave_codes": {
+            "ours": lambda: ops.interleave_codes(linguistic, semantic, linguistic_start=65536, semantic_start=66560),
+            "numpy": lambda: np.hstack((linguistic.reshape(-1, 2) + 65536, semantic.reshape(-1, 3) + 66560)).ravel(),
+            "Python": lambda: python_codes(lists[0], lists[1]),
+        },
+        "interleave_text_audio": {
+            "ours": lambda: ops.interleave_text_audio(text, audio),
+            "numpy": lambda: np.hstack((text.reshape(-1, 10), audio.reshape(-1, 15))).ravel(),
+            "Python": lambda: python_text_audio(lists[2], lists[3]),
+        },
+        "packing_plan": {
+            "ours": lambda: ops.packing_plan(lengths, 8192),
+            "numpy": lambda: numpy_packing(lengths, 8192),
+            "Python": lambda: python_packing(lengths.tolist(), 8192),
+        },
+    }
+
+
+def python_codes(linguistic: list[int], semantic: list[int]) -> list[int]:
+    out = []
+    for group in range(min(len(linguistic) // 2, len(semantic) // 3)):
+        out += [code + 65536 for code in linguistic[2 * group : 2 * group + 2]]
+        out += [code + 66560 for code in semantic[3 * group : 3 * group + 3]]
+    return out
+
+
+def python_text_audio(text: list[int], audio: list[int]) -> list[int]:
+    out, t, a = [], 0, 0
+    while a < len(audio):
+        stop = len(audio) if len(text) - t < 10 else a + 15
+        out += text[t : t + 10] + audio[a:stop]
+        t, a = t + 10, stop
+    return out + text[t:]
+
+
+def numpy_packing(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    rooms, bins = np.zeros(0, np.int64), []
+    for item in np.argsort(-lengths, kind="stable"):
+        left = np.where(rooms >= lengths[item], rooms, capacity + 1)
+        if not bins or left.min() > capacity:
+            rooms, left = np.append(rooms, capacity), np.append(left, capacity)
+            bins.append([])
+        best = int(left.argmin())
+        rooms[best] -= lengths[item]
+        bins[best].append(int(item))
+    return bins
+
+
+def python_packing(lengths: list[int], capacity: int) -> list[list[int]]:
+    open_bins, bins = [], []  # (room, bin), sorted
+    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = bisect.bisect_left(open_bins, (lengths[item], 0))
+        room, best = open_bins.pop(place) if place < len(open_bins) else (capacity, len(bins))
+        if best == len(bins):
+            bins.append([])
+        bins[best].append(item)
+        bisect.insort(open_bins, (room - lengths[item], best))
+    return bins
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=None, help="JSON; default benchmarks/results/index_cpu.json")
+    args = parser.parse_args()
+    results = []
+    for title, forms in index_forms().items():
+        results.append({"case": title, "median_ms": medians(forms, args.repeats)})
+        print(row(title, results[-1]["median_ms"]), flush=True)
+    save("index", args.output, results, repeats=args.repeats, numpy=np.__version__)
+
+
+if __name__ == "__main__":
+    main()
