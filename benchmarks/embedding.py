@@ -100,8 +100,7 @@ def lookup(rows: Tensor, owned: Tensor | None, weight: Tensor) -> Tensor:
 def training_forms(hidden: int, part: Slice) -> Forms:
     """Forward and backward of each form."""
     device = platform.device()
-    module = megatron_embedding(hidden, part)
-    weight = module.weight
+    weight = torch.nn.Parameter(torch.randn(part.rows, hidden, device=device).to(DTYPE))
     weight.main_grad = torch.zeros(weight.shape, device=device)
     weight.grad_added_to_main_grad = False
     token_ids = mixed_ids()
@@ -120,25 +119,26 @@ def training_forms(hidden: int, part: Slice) -> Forms:
         return step
 
     ours = {"vocab_start_index": part.start, "vocab_size": VOCABULARY.size}
-    return {
+    forms = {
         "ours": with_hook(lambda: ops.dual_codebook_embedding(token_ids, weight, **ours)),
         "index_add_": lambda: IndexAdd.apply(token_ids, weight, weight.main_grad, part.start).backward(grad_output),
         "eager": with_hook(eager),
         "torch.compile": with_hook(torch.compile(eager)),
-        "Megatron": with_hook(lambda: module(token_ids).transpose(0, 1).contiguous()),
     }
+    if part.tensor_parallel > 1:  # Megatron's module would want the other processes; its arithmetic is that of `eager`
+        return forms
+    module = megatron_embedding(hidden, weight)
+    return forms | {"Megatron": with_hook(lambda: module(token_ids).transpose(0, 1).contiguous())}
 
 
-def megatron_embedding(hidden: int, part: Slice) -> VocabParallelEmbedding:
-    """Megatron's module as the last of `part.tensor_parallel` ranks has it, without the reduction between ranks."""
+def megatron_embedding(hidden: int, weight: torch.nn.Parameter) -> VocabParallelEmbedding:
+    """Megatron's module over `weight`."""
     config = TransformerConfig(
         num_layers=1, hidden_size=hidden, num_attention_heads=1, params_dtype=DTYPE, perform_initialization=False
     )
-    module = VocabParallelEmbedding(part.rows, hidden, init_method=torch.nn.init.normal_, config=config)
+    module = VocabParallelEmbedding(len(weight), hidden, init_method=torch.nn.init.normal_, config=config)
     module.reduce_scatter_embeddings = False
-    module.vocab_start_index, module.vocab_end_index = part.start, VOCABULARY.size
-    module.tensor_model_parallel_size = part.tensor_parallel
-    torch.nn.init.normal_(module.weight)
+    module.weight = weight
     return module
 
 

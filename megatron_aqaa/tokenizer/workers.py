@@ -15,8 +15,8 @@ def map_blocks(function: Callable[[Block], int], blocks: Sequence[Block], num_wo
     if num_workers == 0 or len(blocks) < 2:
         yield from map(function, blocks)
         return
-    # Interrupts are for the parent, which ends the pool. Workers are born ignoring them: one that ignores them only once
-    # it has started would greet an early ctrl-C with a traceback.
+    # Interrupts are for the parent, which ends the pool. Workers are born ignoring them: one that did so only once it
+    # has started would greet an early ctrl-C with a traceback.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:  # spawned, not forked: the caller may hold threads of PyTorch
         pool = multiprocessing.get_context("spawn").Pool(num_workers)
