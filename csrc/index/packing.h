@@ -3,15 +3,16 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <numeric>
-#include <set>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace megatron_aqaa {
+
+constexpr int64_t kLongest = int64_t{1} << 24;  // tokens of a sequence; memory grows with the capacity
 
 struct PackingPlan {
   std::vector<int64_t> offsets;  // [bins + 1]: bin b holds order[offsets[b]:offsets[b + 1]]
@@ -20,6 +21,10 @@ struct PackingPlan {
 
 inline void check_lengths(const int64_t* lengths, int64_t count, int64_t capacity) {
   if (capacity < 1) throw std::invalid_argument("capacity must be at least 1, not " + std::to_string(capacity));
+  if (capacity > kLongest) {
+    throw std::invalid_argument("capacity must be at most " + std::to_string(kLongest) + ", not " +
+                                std::to_string(capacity));
+  }
   for (int64_t i = 0; i < count; ++i) {
     if (lengths[i] >= 1 && lengths[i] <= capacity) continue;
     throw std::invalid_argument("item " + std::to_string(i) + " has length " + std::to_string(lengths[i]) +
@@ -28,27 +33,77 @@ inline void check_lengths(const int64_t* lengths, int64_t count, int64_t capacit
   }
 }
 
-// Longest first; equal lengths in order of index.
-inline std::vector<int64_t> by_decreasing_length(const int64_t* lengths, int64_t count) {
+// Longest first; equal lengths in order of index. Counted, not compared: lengths are small whole numbers.
+inline std::vector<int64_t> by_decreasing_length(const int64_t* lengths, int64_t count, int64_t capacity) {
+  std::vector<int64_t> next(capacity + 2, 0);  // next[length]: place of the next item of that length
+  for (int64_t i = 0; i < count; ++i) ++next[lengths[i] - 1];
+  for (int64_t length = capacity - 1; length >= 0; --length) next[length] += next[length + 1];
   std::vector<int64_t> items(count);
-  std::iota(items.begin(), items.end(), 0);
-  std::stable_sort(items.begin(), items.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+  for (int64_t i = 0; i < count; ++i) items[next[lengths[i]]++] = i;
   return items;
 }
 
-// Bin of each item. An item goes where the least room remains, to the bin opened first if several tie.
+// Bins that can still take something, by the room they have left: a stack of bins for each room, and a bit for each
+// stack that is not empty, with a bit for each word of bits that is not zero, so that the least sufficient room is found
+// in a few steps where a search tree takes a dozen cache misses.
+class OpenBins {
+ public:
+  explicit OpenBins(int64_t capacity)
+      : top_(capacity + 1, kNone), words_(capacity / 64 + 1, 0), summary_(words_.size() / 64 + 1, 0) {}
+
+  void push(int64_t room, int64_t bin) {
+    if (bin >= static_cast<int64_t>(below_.size())) below_.resize(bin + 1);
+    below_[bin] = top_[room];
+    top_[room] = bin;
+    words_[room / 64] |= uint64_t{1} << room % 64;
+    summary_[room / 4096] |= uint64_t{1} << room / 64 % 64;
+  }
+
+  // Least room of at least `wanted`, or kNone.
+  int64_t least_room(int64_t wanted) const {
+    const uint64_t rest = words_[wanted / 64] >> wanted % 64;
+    if (rest != 0) return wanted + std::countr_zero(rest);
+    const int64_t word = next_word(wanted / 64 + 1);
+    return word == kNone ? kNone : word * 64 + std::countr_zero(words_[word]);
+  }
+
+  int64_t pop(int64_t room) {
+    const int64_t bin = top_[room];
+    top_[room] = below_[bin];
+    if (top_[room] != kNone) return bin;
+    words_[room / 64] &= ~(uint64_t{1} << room % 64);
+    if (words_[room / 64] == 0) summary_[room / 4096] &= ~(uint64_t{1} << room / 64 % 64);
+    return bin;
+  }
+
+  static constexpr int64_t kNone = -1;
+
+ private:
+  // First word from `word` on that is not zero, or kNone.
+  int64_t next_word(int64_t word) const {
+    if (word >= static_cast<int64_t>(words_.size())) return kNone;
+    uint64_t bits = summary_[word / 64] >> word % 64 << word % 64;
+    int64_t place = word / 64;
+    while (bits == 0 && ++place < static_cast<int64_t>(summary_.size())) bits = summary_[place];
+    return bits == 0 ? kNone : place * 64 + std::countr_zero(bits);
+  }
+
+  std::vector<int64_t> top_, below_;       // by room; by bin
+  std::vector<uint64_t> words_, summary_;  // a bit for each room; a bit for each word
+};
+
+// Bin of each item. An item goes where the least room remains, to the bin filled last if several tie.
 inline std::vector<int64_t> assign_bins(const int64_t* lengths, int64_t count, int64_t capacity, int64_t* num_bins) {
   std::vector<int64_t> bin_of(count);
-  std::set<std::pair<int64_t, int64_t>> open;  // (room, bin)
+  OpenBins open(capacity);
   *num_bins = 0;
   const int64_t shortest = count == 0 ? 0 : *std::min_element(lengths, lengths + count);
-  for (const int64_t item : by_decreasing_length(lengths, count)) {
-    const auto fit = open.lower_bound({lengths[item], 0});
-    const bool fits = fit != open.end();
-    const int64_t room = (fits ? fit->first : capacity) - lengths[item];
-    bin_of[item] = fits ? fit->second : (*num_bins)++;
-    if (fits) open.erase(fit);
-    if (room >= shortest) open.emplace(room, bin_of[item]);  // a bin with less room can take nothing more
+  for (const int64_t item : by_decreasing_length(lengths, count, capacity)) {
+    const int64_t found = open.least_room(lengths[item]);
+    const bool fits = found != OpenBins::kNone;
+    bin_of[item] = fits ? open.pop(found) : (*num_bins)++;
+    const int64_t room = (fits ? found : capacity) - lengths[item];
+    if (room >= shortest) open.push(room, bin_of[item]);  // a bin with less room can take nothing more
   }
   return bin_of;
 }

@@ -103,7 +103,7 @@ def interleave_text_audio(
 def packing_plan(lengths: npt.ArrayLike, capacity: int) -> PackingPlan:
     """Packs documents into sequences of one capacity by best-fit decreasing; the same input gives the same plan.
 
-    Longest first (equal lengths by index), each where the least room remains (ties: the bin opened first).
+    Longest first (equal lengths by index), each where the least room remains (ties: the bin filled last).
 
     Args:
         lengths: tokens of each document [N].

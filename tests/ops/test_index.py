@@ -38,15 +38,17 @@ def interleave_text_audio_by_definition(text, audio, text_chunk, audio_chunk, st
 
 
 def packing_plan_by_definition(lengths, capacity):
-    bins, rooms = [], []
-    for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    bins, rooms, filled = [], [], []
+    for turn, item in enumerate(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))):
         fitting = [b for b, room in enumerate(rooms) if room >= lengths[item]]
         if fitting:
-            best = min(fitting, key=lambda b: (rooms[b], b))
+            best = min(fitting, key=lambda b: (rooms[b], -filled[b]))
         else:
             best = len(bins)
             bins.append([])
             rooms.append(capacity)
+            filled.append(turn)
+        filled[best] = turn
         bins[best].append(item)
         rooms[best] -= lengths[item]
     return [sorted(b) for b in bins]
@@ -108,6 +110,11 @@ def test_packing_plan_follows_the_definition(lengths, capacity):
     assert all(sum(lengths[i] for i in items) <= capacity for items in split(plan))
 
 
+def test_packing_plan_over_a_wide_range_of_lengths():
+    lengths = (np.random.default_rng(0).lognormal(9, 1.5, 400).astype(int) % 300_000 + 1).tolist()
+    assert split(ops.packing_plan(lengths, 300_000)) == packing_plan_by_definition(lengths, 300_000)
+
+
 def test_packing_plan_of_nothing():
     plan = ops.packing_plan([], 10)
     assert (plan.offsets.tolist(), plan.order.tolist()) == ([0], [])
@@ -142,6 +149,7 @@ def test_integer_types_and_layouts_are_taken_as_they_come():
         (lambda: ops.packing_plan([3, 11], 10), r"item 1 has length 11: lengths must lie in \[1, 10\]"),
         (lambda: ops.packing_plan([3, 0], 10), "item 1 has length 0"),
         (lambda: ops.packing_plan([], 0), "capacity must be at least 1, not 0"),
+        (lambda: ops.packing_plan([3], 10**12), "capacity must be at most 16777216, not 1000000000000"),
     ],
 )
 def test_bad_input_is_named(call, message):
