@@ -44,8 +44,8 @@ inline std::vector<int64_t> by_decreasing_length(const int64_t* lengths, int64_t
 }
 
 // Bins that can still take something, by the room they have left: a stack of bins for each room, and a bit for each
-// stack that is not empty, with a bit for each word of bits that is not zero, so that the least sufficient room is found
-// in a few steps where a search tree takes a dozen cache misses.
+// stack that is not empty, with a bit for each word of bits that is not zero, so that the least sufficient room is
+// found in a few steps where a search tree takes a dozen cache misses.
 class OpenBins {
  public:
   explicit OpenBins(int64_t capacity)
