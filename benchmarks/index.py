@@ -20,12 +20,19 @@ def index_forms() -> dict[str, Forms]:
     linguistic, semantic = random.integers(0, 1024, 400_000), random.integers(0, 4096, 600_000)
     text, audio = random.integers(0, 65536, 400_000), random.integers(65536, 70656, 600_000)
     lists = [x.tolist() for x in (linguistic, semantic, text, audio)]
+    groups = np.hstack((linguistic.reshape(-1, 2) + 65536, semantic.reshape(-1, 3) + 66560)).ravel()
+    listed = groups.tolist()
     lengths = np.clip(random.lognormal(5.5, 1.0, 5_000).astype(np.int64), 1, 8192)
     return {
         "interleave_codes": {
             "ours": lambda: ops.interleave_codes(linguistic, semantic, linguistic_start=65536, semantic_start=66560),
             "numpy": lambda: np.hstack((linguistic.reshape(-1, 2) + 65536, semantic.reshape(-1, 3) + 66560)).ravel(),
             "Python": lambda: python_codes(lists[0], lists[1]),
+        },
+        "deinterleave_codes": {
+            "ours": lambda: ops.deinterleave_codes(groups, linguistic_start=65536, semantic_start=66560),
+            "numpy": lambda: numpy_deinterleave(groups),
+            "Python": lambda: python_deinterleave(listed),
         },
         "interleave_text_audio": {
             "ours": lambda: ops.interleave_text_audio(text, audio),
@@ -46,6 +53,24 @@ def python_codes(linguistic: list[int], semantic: list[int]) -> list[int]:
         out += [code + 65536 for code in linguistic[2 * group : 2 * group + 2]]
         out += [code + 66560 for code in semantic[3 * group : 3 * group + 3]]
     return out
+
+
+def numpy_deinterleave(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    codes = groups.reshape(-1, 5)
+    linguistic, semantic = codes[:, :2] - 65536, codes[:, 2:] - 66560
+    if linguistic.min() < 0 or linguistic.max() > 1023 or semantic.min() < 0 or semantic.max() > 4095:
+        raise ValueError("not whole groups")
+    return linguistic.ravel(), semantic.ravel()
+
+
+def python_deinterleave(groups: list[int]) -> tuple[list[int], list[int]]:
+    linguistic, semantic = [], []
+    for place, token in enumerate(groups):
+        codes, start, stop = (linguistic, 65536, 66560) if place % 5 < 2 else (semantic, 66560, 70656)
+        if not start <= token < stop:
+            raise ValueError(f"token {token} at position {place}")
+        codes.append(token - start)
+    return linguistic, semantic
 
 
 def python_text_audio(text: list[int], audio: list[int]) -> list[int]:
