@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
 import pickle
+import signal
 import tempfile
 import time
 import traceback
@@ -47,8 +49,16 @@ def run(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: fl
             return _collect([receiver for receiver, _ in pipes], Path(folder), timeout_s)
         finally:
             for process in ranks:
-                process.kill()
-                process.join()
+                _kill_session(process)
+
+
+def _kill_session(rank: multiprocessing.process.BaseProcess) -> None:
+    """End a rank and what it started: Megatron's checkpoint writer leaves a process of 270 MB that outlives it."""
+    assert rank.pid is not None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(rank.pid, signal.SIGKILL)
+    rank.kill()  # one that has not yet come to its `setsid`
+    rank.join()
 
 
 def _collect(receivers: list[Connection], folder: Path, timeout_s: float) -> list[Any]:
@@ -84,7 +94,8 @@ def _main(
     function: Callable[..., Any],
     args: tuple,
 ) -> None:
-    """One rank."""
+    """One rank, in a session of its own."""
+    os.setsid()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), OMP_NUM_THREADS="1")
     with (folder / f"rank{rank}.stack").open("w") as stack:
         faulthandler.enable(stack)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,3 +55,20 @@ def test_a_rank_that_dies_is_named() -> None:
 def test_a_hang_shows_where() -> None:
     with pytest.raises(AssertionError, match=r"(?s)still ran after 6 s.*hanging"):
         run(hanging, 1, timeout_s=6.0)
+
+
+def leaving_a_child() -> int:
+    return subprocess.Popen(["sleep", "600"]).pid
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()  # a zombie waits for its parent only
+
+
+def test_nothing_outlives_its_rank() -> None:
+    (child,) = run(leaving_a_child, 1)
+    deadline = time.monotonic() + 10
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(child)
