@@ -41,6 +41,7 @@ LLAMA = dataclasses.replace(
     untie_embeddings_and_output_weights=False,
     group_position_embedding=False,
     recompute="full",
+    recompute_logits=True,
 )
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, embedding_rate_multiplier=5.0, clip_grad=0.5)
 BATCH, MICRO_BATCH, LENGTH = 8, 2, 32
