@@ -15,11 +15,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from megatron_aqaa import platform
+from megatron_aqaa.training.run_lock import locked
 
 _FULL_BYTES = 16 << 20  # less free space than this counts as a full disk
 
@@ -105,19 +108,24 @@ class Chain:
         """Run what is not finished; returns one record a stage: name, seconds, status, digest.
 
         Raises:
-            ValueError: a run that has not begun yet would not fit the disk.
+            ValueError: another run is at work in the directory, or one that has not begun would not fit the disk.
             StageFailed: a command ended with a non-zero code; the others are stopped cleanly.
-            KeyboardInterrupt: after ctrl-C, or a SIGTERM, was passed on and every command has saved and ended.
+            KeyboardInterrupt: after ctrl-C, SIGTERM or the terminal's end was passed on and every command has saved and
+                ended.
         """
         (self.run_directory / "stages").mkdir(parents=True, exist_ok=True)
         (self.run_directory / "logs").mkdir(exist_ok=True)
         self._check_disk()
+        with locked(self.run_directory) as self._lock, _as_interrupts(signal.SIGTERM, signal.SIGHUP):
+            self._run_stages()
+        return [self._record(stage) for stage in self.config.stages]
+
+    def _run_stages(self) -> None:
         waiting = [stage for stage in self.config.stages if not self._finished(stage)]
         for name in self.stages.keys() - {stage.name for stage in waiting}:
             print(f"{name}: finished earlier, kept")
         running: list[_Running] = []
         shown_s = time.monotonic()
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stages outlive a parent that just dies
         try:
             while waiting or running:
                 waiting = self._start_ready(waiting, running)
@@ -129,9 +137,6 @@ class Chain:
         except BaseException:
             _stop(running)
             raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return [self._record(stage) for stage in self.config.stages]
 
     def _start_ready(self, waiting: list[Stage], running: list[_Running]) -> list[Stage]:
         """Start every stage whose needs are met while cores are free; returns those still waiting."""
@@ -165,6 +170,7 @@ class Chain:
             stdin=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,
+            pass_fds=(self._lock,),
         )
         return _Running(stage, process, log, file)
 
@@ -250,6 +256,18 @@ class Chain:
                 raise ValueError(f"stage {stage.name}: must come after {need!r}, which it needs")
             digest.update(self.digests[need].encode())
         return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _as_interrupts(*signals: signal.Signals) -> Iterator[None]:
+    """These signals end us as ctrl-C does: stages, in sessions of their own, would outlive a parent that just dies."""
+    heeded = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]  # `nohup` ignores one
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(running: list[_Running]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -72,7 +75,7 @@ def test_a_disk_that_is_too_small_is_named_before_the_run(tmp_path: Path) -> Non
     assert not (tmp_path / "a.txt").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_stages_first(tmp_path: Path, number: signal.Signals) -> None:
     work = "import time; open(r'{run}/begun', 'w').close()\ntry: time.sleep(60)\nfinally: "
     code = work + "open(r'{run}/saved', 'w').close()"
@@ -88,3 +91,38 @@ def test_a_signal_stops_the_stages_first(tmp_path: Path, number: signal.Signals)
         Chain(ChainConfig((stage,)), tmp_path).run()
     assert (tmp_path / "saved").exists()  # it was asked to end and did so before the chain returned
     assert not (tmp_path / "stages" / "slow.json").exists()
+
+
+def test_a_stage_of_a_killed_run_keeps_the_next_one_out(tmp_path: Path) -> None:
+    stage = ("python", "-c", "import time; open(r'{run}/begun', 'w').close(); time.sleep(60)")
+    code = (
+        "from pathlib import Path; from megatron_aqaa.training.chain import Chain, ChainConfig, Stage;"
+        f"Chain(ChainConfig((Stage('slow', {stage!r}),)), Path({str(tmp_path)!r})).run()"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / "begun").exists():
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    try:
+        with pytest.raises(ValueError, match="another run is at work here, or a stage of one that was killed"):
+            Chain(ChainConfig((writes("a"),)), tmp_path).run()
+    finally:
+        (orphan,) = running_with(str(tmp_path))
+        os.kill(orphan, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while running_with(str(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [record["name"] for record in Chain(ChainConfig((writes("a"),)), tmp_path).run()] == ["a"]
+
+
+def running_with(word: str) -> list[int]:
+    """Other processes with `word` on their command line, which a zombie no longer has."""
+    commands = {int(path.parent.name): path for path in Path("/proc").glob("[0-9]*/cmdline")}
+    found = []
+    for pid, path in commands.items():
+        with contextlib.suppress(OSError):
+            if word in path.read_text(errors="replace") and pid != os.getpid():
+                found.append(pid)
+    return found
