@@ -283,7 +283,8 @@ def test_opcheck(device, given):
     token_ids = ids(2, 9).to(device)
     positions = ops.positions_in_group(token_ids, LINGUISTIC, STOP) if given else None
     operator = torch.ops.megatron_aqaa.dual_codebook_embedding.default
-    torch.library.opcheck(operator, (token_ids, *weights, positions, 0, VOCAB, *RANGES.values(), 1.5))
+    results = torch.library.opcheck(operator, (token_ids, *weights, positions, 0, VOCAB, *RANGES.values(), 1.5))
+    assert set(results.values()) == {"SUCCESS"}
 
 
 def test_compiles_as_one_graph():

@@ -14,15 +14,14 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_aqaa import platform
-from megatron_aqaa.model import ModelConfig, build_model
+from megatron_aqaa.model import build_model
 from megatron_aqaa.ops import table_gradient
 from megatron_aqaa.platform import ParallelConfig
-from megatron_aqaa.vocabulary import Vocabulary
 from tests.distributed.launch import run
+from tests.model.sizes import VOCABULARY, variant
 
 pytestmark = pytest.mark.distributed
 
-VOCABULARY = Vocabulary(text_size=60, linguistic_size=16, semantic_size=32, size=110, audio_start=108, audio_end=109)
 BATCH, LENGTH = 2, 16
 CASES = list(itertools.product([1, 2], [False, True], [False, True]))  # pipeline stages, tied, overlap
 
@@ -35,17 +34,7 @@ def poisoned(weight):
 def wrapped(stages, tied, overlap):
     layout = ParallelConfig(pipeline_model_parallel_size=stages)
     platform.initialize(layout, seed=3)
-    model = ModelConfig(
-        num_layers=2,
-        hidden_size=24,
-        ffn_hidden_size=32,
-        num_attention_heads=4,
-        num_query_groups=2,
-        kv_channels=8,
-        params_dtype="fp32",
-        codebook_type_embedding=True,
-        untie_embeddings_and_output_weights=not tied,
-    )
+    model = variant(codebook_type_embedding=True, untie_embeddings_and_output_weights=not tied)
     (module,) = build_model(model, VOCABULARY, layout)
     config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, overlap_grad_reduce=overlap, use_distributed_optimizer=True
