@@ -17,5 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionstart() -> None:
-    # A shell ignores SIGINT for what it starts in the background. Children inherit that: tests of ctrl-C would hang.
+    # A shell ignores SIGINT for what it starts in the background, `nohup` ignores SIGHUP, and children inherit that:
+    # tests of ctrl-C and of a closed terminal would hang.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
