@@ -13,7 +13,7 @@
 namespace megatron_aqaa {
 
 template <typename T>
-using Terms = std::array<const T*, 3>;  // null: absent
+using Terms = FewRows<T>;  // null: absent
 
 // Row of a table, or null if there is no such table or the row is negative.
 template <typename T>
@@ -27,17 +27,16 @@ inline void copy_row(void* out, const void* row, int64_t bytes, bool streamed) {
   std::memcpy(out, row, bytes);
 }
 
-// out = scale * (sum of `count` terms from column `first` on), summed in fp32 (fp64 for fp64) and rounded once.
-template <typename T, typename O>
-void sum_tile(O* out, const Terms<T>& terms, int64_t count, double scale, int64_t first, int64_t columns) {
-  if (count == 1) return store_row(out, terms[0] + first, scale, columns);
-  accumulate_t<T> sum[kTileColumns];
-  store_row(sum, terms[0] + first, 1.0, columns);
-  for (int64_t i = 1; i < count; ++i) update_row(sum, terms[i] + first, 1.0, columns);
-  store_row(out, sum, scale, columns);
+// The terms from column `first` on.
+template <typename T>
+Terms<T> from_column(const Terms<T>& terms, int64_t count, int64_t first) {
+  Terms<T> shifted{};
+  for (int64_t i = 0; i < count; ++i) shifted[i] = terms[i] + first;
+  return shifted;
 }
 
-// One row of the output; zeros if all terms are absent. `next` is what a coming call reads first, or null.
+// One row of the output: the scaled sum of its terms, in fp32 (fp64 for fp64) and rounded once; zeros if all are
+// absent. `next` is what a coming call reads first, or null.
 template <typename T, typename O>
 void write_row(O* out, Terms<T> terms, const T* next, double scale, int64_t hidden, bool streamed) {
   const int64_t count = std::remove(terms.begin(), terms.end(), nullptr) - terms.begin();
@@ -52,7 +51,7 @@ void write_row(O* out, Terms<T> terms, const T* next, double scale, int64_t hidd
       copy_row(out + first, terms[0] + first, bytes, streamed);
     } else {
       O rounded[kTileColumns];
-      sum_tile(rounded, terms, count, scale, first, columns);
+      store_rows(rounded, from_column(terms, count, first), count, scale, columns);
       copy_row(out + first, rounded, bytes, streamed);
     }
   }

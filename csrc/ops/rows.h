@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <array>
 #include <cstdint>
 
 namespace megatron_aqaa {
@@ -26,7 +27,7 @@ template <typename T>
 using accumulate_t = typename Accumulate<T>::type;
 
 // Columns handled at a time: sums stay in the first-level cache, and while one tile is summed the next is fetched.
-constexpr int64_t kTileColumns = 512;
+constexpr int64_t kTileColumns = 1024;
 
 // The pairs of `is_pair` in tensors.h.
 #define MEGATRON_AQAA_FOR_EACH_PAIR(APPLY) \
@@ -39,12 +40,22 @@ constexpr int64_t kTileColumns = 512;
   APPLY(BFloat16, float)                   \
   APPLY(Half, float)
 
-//   store_row   out[i]  = scale * row[i]
-//   update_row  out[i] += scale * row[i]
-#define MEGATRON_AQAA_DECLARE_ROWS(O, T)                                   \
-  void store_row(O* out, const T* row, double scale, int64_t num_columns); \
-  void update_row(O* out, const T* row, double scale, int64_t num_columns);
+// One pass for up to three rows: what is summed on the way to a result costs no store.
+template <typename T>
+using FewRows = std::array<const T*, 3>;
+
+// The first `count` of `rows`, 1 to 3, summed from left to right:
+//   store_rows   out[i]  = scale * (rows[0][i] + …)
+//   update_rows  out[i] += scale * (rows[0][i] + …)
+#define MEGATRON_AQAA_DECLARE_ROWS(O, T)                                                             \
+  void store_rows(O* out, const FewRows<T>& rows, int64_t count, double scale, int64_t num_columns); \
+  void update_rows(O* out, const FewRows<T>& rows, int64_t count, double scale, int64_t num_columns);
 
 MEGATRON_AQAA_FOR_EACH_PAIR(MEGATRON_AQAA_DECLARE_ROWS)
+
+template <typename O, typename T>
+void update_row(O* out, const T* row, double scale, int64_t num_columns) {
+  update_rows(out, FewRows<T>{row}, 1, scale, num_columns);
+}
 
 }  // namespace megatron_aqaa

@@ -13,7 +13,7 @@ constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 template <typename T>
 void prefetch(const T* row, int64_t num_columns) {
   constexpr int64_t kPerLine = 64 / sizeof(T);
-  for (int64_t i = 0; i < num_columns; i += kPerLine) __builtin_prefetch(row + i);
+  for (int64_t i = 0; i < num_columns; i += kPerLine) __builtin_prefetch(row + i, 0, 2);
 }
 
 // memcpy that does not first read the lines that it overwrites; `finish_streaming` must follow on the same thread.
