@@ -23,6 +23,7 @@ from megatron.core.tensor_parallel import VocabParallelEmbedding
 from megatron.core.transformer import TransformerConfig
 from side_by_side import Forms, medians, on_gpu, row, save
 from torch import Tensor
+from torch._C._distributed_c10d import FakeProcessGroup
 
 from megatron_aqaa import ops, platform
 from megatron_aqaa.vocabulary import Vocabulary
@@ -125,19 +126,23 @@ def training_forms(hidden: int, part: Slice) -> Forms:
         "eager": with_hook(eager),
         "torch.compile": with_hook(torch.compile(eager)),
     }
-    if part.tensor_parallel > 1:  # Megatron's module would want the other processes; its arithmetic is that of `eager`
-        return forms
-    module = megatron_embedding(hidden, weight)
+    module = megatron_embedding(hidden, weight, part)
     return forms | {"Megatron": with_hook(lambda: module(token_ids).transpose(0, 1).contiguous())}
 
 
-def megatron_embedding(hidden: int, weight: torch.nn.Parameter) -> VocabParallelEmbedding:
-    """Megatron's module over `weight`."""
+def megatron_embedding(hidden: int, weight: torch.nn.Parameter, part: Slice) -> VocabParallelEmbedding:
+    """Megatron's module over `weight`; its all-reduce over other ranks does nothing, as no form here communicates."""
     config = TransformerConfig(
         num_layers=1, hidden_size=hidden, num_attention_heads=1, params_dtype=DTYPE, perform_initialization=False
     )
-    module = VocabParallelEmbedding(len(weight), hidden, init_method=torch.nn.init.normal_, config=config)
-    module.reduce_scatter_embeddings = False
+    size = part.tensor_parallel
+    module = VocabParallelEmbedding(
+        VOCABULARY.size,
+        hidden,
+        init_method=torch.nn.init.normal_,
+        config=config,
+        tp_group=FakeProcessGroup._create_internal(size - 1, size),
+    )
     module.weight = weight
     return module
 
