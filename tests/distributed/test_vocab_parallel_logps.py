@@ -104,11 +104,22 @@ def no_tokens() -> Tensor:
     return rows.grad
 
 
+def forbidden_rows() -> tuple[Tensor, Tensor]:
+    """Log-probabilities and gradient of this rank's logits where all logits of rank 1 are −inf."""
+    random = torch.Generator().manual_seed(5)
+    logits = torch.randn(TOKENS, PADDED, generator=random, dtype=torch.float64)
+    logits[:, PADDED // RANKS :] = -torch.inf
+    own = logits.chunk(RANKS, 1)[dist.get_rank()].clone().requires_grad_()
+    logps = vocab_parallel_logps(own, torch.arange(TOKENS) % 24, vocab_size=PADDED, group=dist.group.WORLD)
+    logps.sum().backward()
+    return logps.detach(), own.grad
+
+
 def operators() -> dict[str, Any]:
     outcomes: dict[str, Any] = {
         f"{form.__name__} {name}": form(name) for form in (from_logits, from_hidden) for name in CASES
     }
-    return {**outcomes, "no tokens": no_tokens()}
+    return {**outcomes, "no tokens": no_tokens(), "forbidden rows": forbidden_rows()}
 
 
 TP2, PP2 = ParallelConfig(tensor_model_parallel_size=2), ParallelConfig(pipeline_model_parallel_size=2)
@@ -201,6 +212,17 @@ def test_two_ranks_give_the_definition(name: str, form: str, two: list[Any]) -> 
 def test_no_token_counts(two: list[Any]) -> None:
     for operators, _ in two:
         assert not operators["no tokens"].any()
+
+
+def test_a_rank_whose_logits_are_all_minus_infinity(two: list[Any]) -> None:
+    random = torch.Generator().manual_seed(5)
+    logits = torch.randn(TOKENS, PADDED, generator=random, dtype=torch.float64)[:, : PADDED // RANKS].requires_grad_()
+    logps = reference(logits, torch.arange(TOKENS) % 24, torch.arange(PADDED // RANKS))
+    logps.sum().backward()
+    for rank, (operators, _) in enumerate(two):
+        got, gradient = operators["forbidden rows"]
+        torch.testing.assert_close(got, logps.detach(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradient, logits.grad if rank == 0 else torch.zeros_like(gradient))
 
 
 @pytest.mark.parametrize("name", RUNS)
