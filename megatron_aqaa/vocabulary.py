@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -26,6 +26,9 @@ GROUP_DURATION_S = 0.12
 
 TEXT, LINGUISTIC, SEMANTIC = 0, 1, 2
 MODALITY_NAMES = ("text", "linguistic", "semantic")
+
+Layout = Literal["interleaved", "text_first", "audio_only"]
+_WITHOUT_END = 1 << 62  # more text tokens than any answer has; fits the index builder's 64-bit integers
 
 
 @dataclass(frozen=True)
@@ -123,25 +126,46 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """How a spoken answer is laid out: `text_chunk` text tokens, then `audio_chunk` audio tokens, and so on.
+    """How the words and the speech of one spoken segment are laid out.
 
-    10:15 is the published ratio (Step-Audio-AQAA, ablation "text:audio ratio"); 15 audio tokens are 360 ms.
-    When fewer than `text_chunk` text tokens are left, the rest of the audio follows at once; when the audio
-    ends first, the rest of the text follows after `<audio_end>`.
+    - `interleaved`: `text_chunk` text tokens, then `audio_chunk` audio tokens, and so on. 10:15 is the published ratio
+      (Step-Audio-AQAA, ablation "text:audio ratio"; 15 audio tokens are 360 ms); 6:50 and 3:5 are its rivals there.
+      Tail rule: when fewer than `text_chunk` text tokens are left, the rest of the audio follows them at once; when
+      the audio ends first, the rest of the text follows after `<audio_end>`.
+    - `text_first`: all text, then all audio.
+    - `audio_only`: the audio alone; its words are left out.
+
+    Attributes:
+        text_chunk: text tokens in a row; `interleaved` only.
+        audio_chunk: audio tokens in a row, whole groups; `interleaved` only.
+        layout: one of the three.
     """
 
     text_chunk: int = 10
     audio_chunk: int = 15
+    layout: Layout = "interleaved"
 
     def __post_init__(self) -> None:
+        if self.layout not in get_args(Layout):
+            raise ValueError(f"layout = {self.layout!r}: expected interleaved, text_first or audio_only")
         if self.text_chunk < 1:
             raise ValueError(f"text_chunk = {self.text_chunk}: must be at least 1")
         if self.audio_chunk < GROUP_SIZE or self.audio_chunk % GROUP_SIZE:
             raise ValueError(f"audio_chunk = {self.audio_chunk}: must be a multiple of {GROUP_SIZE} (whole groups)")
+        if self.layout != "interleaved" and (self.text_chunk, self.audio_chunk) != (10, 15):
+            raise ValueError(f"layout = {self.layout!r} has no chunks; take out text_chunk and audio_chunk")
+
+    def __str__(self) -> str:
+        return f"{self.text_chunk}:{self.audio_chunk}" if self.layout == "interleaved" else self.layout
+
+    @property
+    def text_limit(self) -> int:
+        """Text tokens that may stand in a row before speech must follow: a chunk, without end for `text_first`."""
+        return _WITHOUT_END if self.layout == "text_first" else self.text_chunk
 
 
 class GroupGrammar:
-    """What may follow in an assistant answer: a small state machine that keeps audio in whole groups.
+    """What may follow in a spoken answer of one format: a small state machine that keeps audio in whole groups.
 
     One stray audio token shifts every later group and a vocoder then speaks noise, so generation asks
     `allowed()` before each token and tells `advance()` what was taken.
@@ -189,14 +213,16 @@ class GroupGrammar:
         return self._allowed_between_groups()
 
     def _allowed_outside(self) -> frozenset[str]:
+        if self.format.layout == "audio_only":
+            return frozenset({"audio_start", "eot"} if self.segment_closed else {"audio_start"})
         if self.segment_closed:  # the rest of the text, a further segment with or without text, or the end
             return frozenset({"text", "audio_start", "eot"})
         if self.text_in_chunk == 0:
             return frozenset({"text"})
-        return frozenset({"audio_start"} if self.text_in_chunk == self.format.text_chunk else {"text", "audio_start"})
+        return frozenset({"audio_start"} if self.text_in_chunk == self.format.text_limit else {"text", "audio_start"})
 
     def _allowed_between_groups(self) -> frozenset[str]:
-        if 0 < self.text_in_chunk < self.format.text_chunk and self.audio_in_chunk == 0:
+        if 0 < self.text_in_chunk < self.format.text_limit and self.audio_in_chunk == 0:
             return frozenset({"linguistic"} if self.text_done else {"text", "linguistic"})
         if self.audio_in_chunk == 0:  # a segment holds at least one group, a full text chunk is followed by audio
             return frozenset({"linguistic"})
@@ -233,14 +259,14 @@ class GroupGrammar:
         self.text_in_chunk += 1
 
     def _take_audio_start(self) -> None:
-        # a short chunk means that the text is over; after a full one more text may follow its audio
-        self.text_done = 0 < self.text_in_chunk < self.format.text_chunk
+        # a short chunk, or none, means that the text is over; after a full one more text may follow its audio
+        self.text_done = self.text_in_chunk < self.format.text_limit
         self.in_segment = True
         self.audio_in_chunk = 0
 
     def _take_linguistic(self) -> None:
         if self.audio_in_chunk % GROUP_SIZE == 0:
-            short_text = self.audio_in_chunk == 0 and 0 < self.text_in_chunk < self.format.text_chunk
+            short_text = self.audio_in_chunk == 0 and 0 < self.text_in_chunk < self.format.text_limit
             # audio that goes on where text could have come says that the text is over
             self.text_done = self.text_done or short_text or self.audio_in_chunk == self.format.audio_chunk
         self.audio_in_chunk += 1

@@ -52,6 +52,18 @@ def test_audio_chunk_must_be_whole_groups(chunk: int) -> None:
         AnswerFormat(audio_chunk=chunk)
 
 
+def test_layouts_without_chunks_take_none() -> None:
+    assert [str(AnswerFormat()), str(AnswerFormat(6, 50)), str(AnswerFormat(layout="text_first"))] == [
+        "10:15",
+        "6:50",
+        "text_first",
+    ]
+    with pytest.raises(ValueError, match="layout = 'audio_only' has no chunks; take out text_chunk and audio_chunk"):
+        AnswerFormat(text_chunk=6, layout="audio_only")
+    with pytest.raises(ValueError, match="layout = 'text_last': expected interleaved, text_first or audio_only"):
+        AnswerFormat(layout="text_last")  # type: ignore[arg-type]
+
+
 START, END = SMALL.audio_start, SMALL.audio_end
 
 
@@ -82,14 +94,44 @@ def test_grammatical_answers(ids: list[int]) -> None:
         answer(TEXT * 3, START, [161], GROUP, END),  # a stray token shifts the group
         answer(TEXT * 3, START, GROUP),  # segment not closed
         answer(TEXT * 3),  # nothing spoken
+        answer(TEXT * 3, START, GROUP, END, START, GROUP * 3, TEXT, GROUP, END),  # a segment without text gets none
     ],
 )
 def test_ungrammatical_answers(ids: list[int]) -> None:
     assert not GroupGrammar(SMALL).accepts(ids)
 
 
-@given(st.randoms(use_true_random=False))
-def test_every_allowed_walk_is_grammatical(random) -> None:
+TEXT_FIRST, AUDIO_ONLY = AnswerFormat(layout="text_first"), AnswerFormat(layout="audio_only")
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "ids", "lawful"),
+    [
+        (AnswerFormat(6, 50), answer(TEXT * 6, START, GROUP * 10, TEXT * 2, GROUP * 3, END), True),
+        (AnswerFormat(6, 50), answer(TEXT * 10, START, GROUP * 3, END), False),  # six in a row
+        (AnswerFormat(6, 50), answer(TEXT * 6, START, GROUP * 3, TEXT * 2, GROUP, END), False),  # after ten groups
+        (AnswerFormat(3, 5), answer(TEXT * 3, START, GROUP, TEXT * 3, GROUP, TEXT, GROUP * 4, END), True),
+        (AnswerFormat(3, 5), answer(TEXT * 3, START, GROUP * 2, TEXT * 3, GROUP, END), False),
+        (TEXT_FIRST, answer(TEXT * 40, START, GROUP * 20, END), True),
+        (TEXT_FIRST, answer(TEXT, START, GROUP, END, TEXT * 12, START, GROUP * 4, END), True),  # two segments
+        (TEXT_FIRST, answer(TEXT * 10, START, GROUP * 3, TEXT, GROUP, END), False),
+        (TEXT_FIRST, answer(START, GROUP, END), False),
+        (TEXT_FIRST, answer(TEXT, START, GROUP, END, START, GROUP * 3, TEXT, GROUP, END), False),
+        (AUDIO_ONLY, answer(START, GROUP * 20, END), True),
+        (AUDIO_ONLY, answer(START, GROUP, END, START, GROUP * 4, END), True),
+        (AUDIO_ONLY, answer(TEXT, START, GROUP, END), False),
+        (AUDIO_ONLY, answer(START, GROUP * 3, TEXT, GROUP, END), False),
+        (AUDIO_ONLY, answer(START, GROUP, END, TEXT), False),
+        (AUDIO_ONLY, answer(), False),
+    ],
+)
+def test_grammar_of_other_formats(answer_format: AnswerFormat, ids: list[int], lawful: bool) -> None:
+    assert GroupGrammar(SMALL, answer_format).accepts(ids) == lawful
+
+
+@pytest.mark.parametrize("answer_format", [AnswerFormat(), AnswerFormat(3, 5), TEXT_FIRST, AUDIO_ONLY], ids=str)
+@given(random=st.randoms(use_true_random=False))
+def test_every_allowed_walk_is_grammatical(answer_format: AnswerFormat, random) -> None:
     """Choosing freely among what is allowed never leads into a dead end and ends in an accepted answer."""
     examples = {
         "text": 10,
@@ -99,7 +141,7 @@ def test_every_allowed_walk_is_grammatical(random) -> None:
         "audio_end": END,
         "eot": SMALL.eot,
     }
-    grammar, ids = GroupGrammar(SMALL), []
+    grammar, ids = GroupGrammar(SMALL, answer_format), []
     for _ in range(400):
         allowed = sorted(grammar.allowed())
         assert allowed
@@ -108,7 +150,7 @@ def test_every_allowed_walk_is_grammatical(random) -> None:
         if grammar.finished:
             break
     if grammar.finished:
-        assert GroupGrammar(SMALL).accepts(ids)
+        assert GroupGrammar(SMALL, answer_format).accepts(ids)
 
 
 def test_error_says_what_was_expected() -> None:

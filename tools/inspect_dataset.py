@@ -1,5 +1,7 @@
 """Show records of a data set as text, with audio tokens as `<audio_17>` in groups of five and `*` on targets.
 
+Of a preference data set it shows pairs: the prompt once, then both answers.
+
 Examples:
     python tools/inspect_dataset.py runs/demo/data/sft/train/answer --tokenizer runs/demo/tokenizer
     python tools/inspect_dataset.py runs/demo/tokens/audio --tokenizer runs/demo/tokenizer --index 17 --count 1
@@ -13,8 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_aqaa.data.describe import describe
-from megatron_aqaa.data.indexed import Documents
+from megatron_aqaa.data.describe import describe, describe_pair
+from megatron_aqaa.data.finished import record_of
+from megatron_aqaa.data.indexed import Document, Documents
 from megatron_aqaa.tokenizer.text import TextTokenizer
 from megatron_aqaa.vocabulary import Vocabulary
 
@@ -36,16 +39,29 @@ def main() -> int:
 
 
 def show(prefix: str, tokenizer: Path, first: int, count: int) -> None:
-    """Print records `first … first + count − 1`."""
+    """Print records `first … first + count − 1`, of a preference data set pairs."""
     text, vocabulary = TextTokenizer(tokenizer / "text.model"), Vocabulary.load(tokenizer / "vocabulary.yaml")
     documents = Documents(prefix)
-    if not 0 <= first < len(documents):
-        raise ValueError(f"{prefix}: has records 0 … {len(documents) - 1}, not {first}")
-    for index in range(first, min(first + count, len(documents))):
+    is_pairs = record_of(prefix).get("kind") == "preference"
+    size, noun = (len(documents) // 2, "pair") if is_pairs else (len(documents), "record")
+    if not 0 <= first < size:
+        raise ValueError(f"{prefix}: has {noun}s 0 … {size - 1}, not {first}")
+    for index in range(first, min(first + count, size)):
+        if is_pairs:
+            show_pair(f"pair {index} of {size}", documents[2 * index], documents[2 * index + 1], text, vocabulary)
+            continue
         document = documents[index]
         targets = "" if documents.mask is None else f", {document.loss_mask.sum()} targets"
-        print(f"record {index} of {len(documents)}: {len(document.token_ids)} tokens{targets}")
+        print(f"record {index} of {size}: {len(document.token_ids)} tokens{targets}")
         print(describe(document, text, vocabulary))
+
+
+def show_pair(title: str, chosen: Document, rejected: Document, text: TextTokenizer, vocabulary: Vocabulary) -> None:
+    """Print the prompt once, then both answers."""
+    targets = [half.loss_mask.sum() for half in (chosen, rejected)]
+    prompt = len(chosen.token_ids) - targets[0]
+    print(f"{title}: prompt {prompt} tokens, chosen {targets[0]} targets, rejected {targets[1]} targets")
+    print(describe_pair(chosen, rejected, text, vocabulary))
 
 
 if __name__ == "__main__":

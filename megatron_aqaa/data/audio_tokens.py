@@ -9,12 +9,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_aqaa.data.indexed import DocumentWriter
 from megatron_aqaa.data.token_report import token_report
 from megatron_aqaa.tokenizer.corpus import BlockTokenizer
 from megatron_aqaa.vocabulary import Vocabulary
+
+TOKENIZER_FILES = ("vocabulary.yaml", "linguistic.pt", "linguistic_codebook.npy", "semantic.pt")
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,40 @@ def audio_paths(manifest: Path) -> list[str]:
     return paths
 
 
+def tokenizer_files(directory: Path) -> list[Path]:
+    """Files of a tokenizer directory that audio tokens depend on.
+
+    Raises:
+        ValueError: one is missing; the message names it.
+    """
+    files = [directory / name for name in TOKENIZER_FILES]
+    for path in files:
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; tools/train_tokenizer.py makes the parts of a tokenizer directory")
+    return files
+
+
+def join_blocks(blocks: BlockTokenizer, prefix: Path, vocabulary: Vocabulary) -> dict[int, str]:
+    """Write the tokens of all blocks as one data set, a single `pad` for a rejected line.
+
+    Returns:
+        Rejected line, from 0 → reason.
+    """
+    rejects: dict[int, str] = {}
+    with DocumentWriter(prefix, vocabulary) as writer:
+        for lines in blocks.blocks():
+            block = blocks.read(lines)
+            for token_ids in block.token_ids:
+                writer.add(token_ids if len(token_ids) else [vocabulary.pad])
+            rejects |= {lines[i]: reason for i, reason in block.rejects.items()}
+    return rejects
+
+
 def _claim(config: TokenizeConfig, note: Path) -> None:
     """Note in the output directory which inputs its blocks belong to, or check the note."""
-    names = ("vocabulary.yaml", "linguistic.pt", "linguistic_codebook.npy", "semantic.pt")
-    files = [config.manifest, *(config.tokenizer / name for name in names)]
-    inputs = {"lines_per_block": config.lines_per_block, "files": [_fingerprint(path) for path in files]}
+    files = [config.manifest, *tokenizer_files(config.tokenizer)]
+    stats = [path.stat() for path in files]
+    inputs = {"lines_per_block": config.lines_per_block, "files": [[s.st_size, s.st_mtime_ns] for s in stats]}
     if not note.exists():
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(inputs))
@@ -90,23 +120,12 @@ def _claim(config: TokenizeConfig, note: Path) -> None:
         raise ValueError(f"{config.output}: holds tokens of another manifest or tokenizer; delete it or name another")
 
 
-def _fingerprint(path: Path) -> list[int]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; tools/train_tokenizer.py makes the parts of a tokenizer directory")
-    return [path.stat().st_size, path.stat().st_mtime_ns]
-
-
 def _publish(config: TokenizeConfig, blocks: BlockTokenizer) -> int:
     """Join the blocks into the data set and report on it; returns the number of rejected lines."""
     vocabulary = Vocabulary.load(config.tokenizer / "vocabulary.yaml")
-    rejects: list[dict[str, Any]] = []
-    with DocumentWriter(config.output / "audio", vocabulary) as writer:
-        for lines in blocks.blocks():
-            block = blocks.read(lines)
-            for token_ids in block.token_ids:
-                writer.add(token_ids if len(token_ids) else [vocabulary.pad])
-            rejects += [{"line": lines[i] + 1, "reason": reason} for i, reason in block.rejects.items()]
-    (config.output / "rejects.jsonl").write_text("".join(json.dumps(reject) + "\n" for reject in rejects))
+    rejects = join_blocks(blocks, config.output / "audio", vocabulary)
+    lines = (json.dumps({"line": line + 1, "reason": reason}) + "\n" for line, reason in rejects.items())
+    (config.output / "rejects.jsonl").write_text("".join(lines))
     report = token_report(config.output / "audio", config.manifest, vocabulary)
     (config.output / "report.json").write_text(json.dumps({**report, "rejected": len(rejects)}))
     return len(rejects)

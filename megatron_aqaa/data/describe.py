@@ -25,6 +25,18 @@ def describe(document: Document, text: TextTokenizer, vocabulary: Vocabulary) ->
     )
 
 
+def describe_pair(chosen: Document, rejected: Document, text: TextTokenizer, vocabulary: Vocabulary) -> str:
+    """A preference pair: the prompt once, then both answers, each as `describe` shows them."""
+    start = int(chosen.loss_mask.argmax())
+    prompt, answers = _from(chosen, 0, start), [_from(half, start, None) for half in (chosen, rejected)]
+    shown = [describe(part, text, vocabulary) for part in (prompt, *answers)]
+    return "{}\nchosen\n{}\nrejected\n{}".format(*shown)
+
+
+def _from(document: Document, start: int, stop: int | None) -> Document:
+    return Document(document.token_ids[start:stop], document.loss_mask[start:stop])
+
+
 def _run(is_audio: bool, token_ids: list[int], text: TextTokenizer, vocabulary: Vocabulary) -> str:
     if not is_audio:
         return f"{len(token_ids):4d} text   {''.join(_words(token_ids, text, vocabulary))}"

@@ -1,15 +1,12 @@
 """From a manifest, its audio tokens and a text model to all data sets of a run.
 
 Data sets lie under `<output>/pretraining/<split>/<task>`, one for each task, so that a run sets the blend, and
-`<output>/sft/<split>`, all tasks in one, because they pack better together. Split is "train" or a held-out set. Beside
-the files of `data/indexed.py` each has a `.json` with its counts, written last: a run that was stopped goes on with
-the first set that has none.
+`<output>/sft/<split>`, all tasks in one, because they pack better together. Split is "train" or a held-out set. Sets
+that are complete are kept (`data/finished.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +18,8 @@ import numpy as np
 
 from megatron_aqaa.data.conversations import Example, Instructions, conversation, conversation_examples, mix
 from megatron_aqaa.data.counts import DocumentCounts
-from megatron_aqaa.data.indexed import Document, Documents, DocumentWriter, documents_exist, remove_documents
+from megatron_aqaa.data.finished import digest_of, finish, finished, write_json
+from megatron_aqaa.data.indexed import Document, Documents, DocumentWriter, remove_documents
 from megatron_aqaa.data.manifest import Recording, read_recordings, select
 from megatron_aqaa.data.pretraining import SpeechTokens, pretraining_document, pretraining_recordings
 from megatron_aqaa.tokenizer.chat import ChatTemplate
@@ -45,7 +43,7 @@ class PrepareConfig:
         num_takes: At most so many conversations per question, each with another recording of the answer.
         max_tokens: Conversations longer than this are left out and counted; None keeps all.
         instructions: Words for the tasks "asr" and "tts".
-        answer_format: Chunk sizes of interleaved text and audio.
+        answer_format: Layout of text and audio in an answer.
         seed: Draws the takes.
     """
 
@@ -99,19 +97,19 @@ class Preparation:
         Returns:
             `rejected_recordings`, and `data_sets`: name → counts. Sets that have no items are listed with 0 documents.
         """
-        done, digest, data_sets = 0, _digest(self.config), {}
+        done, inputs, data_sets = 0, _digest(self.config), {}
         for data_set in self.data_sets:
             prefix = self.config.output / data_set.name
-            counts = _finished(prefix, digest)
+            counts = finished(prefix, inputs)
             if counts is None:
                 counts = _write(prefix, data_set, self.config, partial(_report, on_progress, done))
-                _write_json(Path(f"{prefix}.json"), {"digest": digest, **counts})
+                finish(prefix, inputs, counts)
             data_sets[data_set.name] = counts
             if data_set.items:
                 done += len(data_set.items)
                 on_progress(done)
         summary = {"rejected_recordings": self.num_rejected, "data_sets": data_sets}
-        _write_json(self.config.output / "summary.json", summary)
+        write_json(self.config.output / "summary.json", summary)
         return summary
 
 
@@ -202,24 +200,4 @@ def _write(prefix: Path, data_set: _DataSet, config: PrepareConfig, on_made: Cal
 def _digest(config: PrepareConfig) -> str:
     """Changes with the settings and with every input file."""
     settings = {name: value for name, value in asdict(config).items() if name != "output"}
-    inputs = (config.manifest, Path(f"{config.audio}.idx"), config.text_model, config.vocabulary)
-    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
-    return hashlib.sha256(json.dumps([settings, stamps], default=str, sort_keys=True).encode()).hexdigest()
-
-
-def _finished(prefix: Path, digest: str) -> dict[str, float] | None:
-    """Counts of a data set that is complete and made from the same inputs."""
-    record = Path(f"{prefix}.json")
-    if not record.exists():
-        return None
-    counts = json.loads(record.read_text())
-    if counts.pop("digest") != digest or (counts["documents"] and not documents_exist(prefix)):
-        return None
-    return counts
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(".json.partial")
-    partial_path.write_text(json.dumps(content, indent=1) + "\n")
-    partial_path.replace(path)
+    return digest_of(settings, (config.manifest, Path(f"{config.audio}.idx"), config.text_model, config.vocabulary))

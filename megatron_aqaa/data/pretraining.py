@@ -4,7 +4,7 @@
 continuation   `bos <audio_start> groups <audio_end> eot`
 asr            `bos <audio_start> groups <audio_end> text eot`
 tts            `bos text <audio_start> groups <audio_end> eot`
-interleaved    `bos` text and audio of one recording, chunk by chunk as in an answer (10 : 15), `eot`
+interleaved    `bos` text and audio of one recording, laid out as in an answer (10 : 15), `eot`
 text           `bos text eot`; where a recording asks something: `bos question \\n answer eot`
 =============  ==========================================================================================
 
@@ -22,7 +22,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from numpy.typing import NDArray
 
 from megatron_aqaa.data.manifest import Recording
-from megatron_aqaa.ops.index import interleave_text_audio
+from megatron_aqaa.tokenizer.chat import spoken_segment
 from megatron_aqaa.tokenizer.text import TextTokenizer
 from megatron_aqaa.vocabulary import GROUP_SIZE, AnswerFormat, Vocabulary
 
@@ -37,7 +37,7 @@ class SpeechTokens:
         audio: Audio tokens, sequence i belongs to line i of the manifest.
         text: Text tokenizer.
         vocabulary: Id layout.
-        answer_format: Chunk sizes of interleaved text and audio.
+        answer_format: Layout of text and audio in an answer.
     """
 
     audio: IndexedDataset
@@ -85,9 +85,8 @@ def _tts(recording: Recording, tokens: SpeechTokens) -> Ids:
 
 
 def _interleaved(recording: Recording, tokens: SpeechTokens) -> Ids:
-    markers = {"audio_start": tokens.vocabulary.audio_start, "audio_end": tokens.vocabulary.audio_end}
-    chunks = tokens.answer_format.text_chunk, tokens.answer_format.audio_chunk
-    return interleave_text_audio(tokens.words(recording), tokens.audio_ids(recording), *chunks, **markers).tolist()
+    words, audio = tokens.words(recording), tokens.audio_ids(recording)
+    return spoken_segment(words, audio, tokens.vocabulary, tokens.answer_format).tolist()
 
 
 def _text(recording: Recording, tokens: SpeechTokens) -> Ids:

@@ -1,8 +1,11 @@
 """The chat template: turns of text and speech → token ids and loss mask.
 
 A turn is `<|BOT|>{role}\\n{content}<|EOT|>` (stepfun-ai/Step-Audio: `tokenizer.py`). Speech stands between
-`<audio_start>` and `<audio_end>` in whole groups; where the assistant says a text aloud, text and speech alternate,
-10 text tokens to 15 audio tokens, text first (Step-Audio-AQAA, arXiv 2506.08967).
+`<audio_start>` and `<audio_end>` in whole groups; where the assistant says a text aloud, text and speech are laid out
+by the `AnswerFormat`, by default 10 text tokens to 15 audio tokens, text first (Step-Audio-AQAA, arXiv 2506.08967).
+
+Loss is on the content of a target turn, the markers of its speech and its `<|EOT|>`: everything that the model has to
+generate. It is never on a turn's header, which is part of the prompt, nor on padding.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Turn:
     Attributes:
         role: `system`, `human` or `assistant`.
         parts: texts and speech, in order. In an assistant turn, a text and the speech right after it are one spoken
-            segment and alternate; several such pairs keep their own markers.
+            segment, laid out by the answer format; several such pairs keep their own markers.
     """
 
     role: str
@@ -82,7 +85,8 @@ class ChatTemplate:
                 all assistant turns.
 
         Raises:
-            ValueError: no turns, an unknown role, an empty turn, audio that is not whole groups, or nothing to learn.
+            ValueError: no turns, an unknown role, an empty turn, a text without tokens or that the answer format has
+                no place for, audio that is not whole groups, or nothing to learn.
         """
         targets = _target_turns(turns, loss_on)
         token_ids: list[Ids] = []
@@ -108,30 +112,54 @@ class ChatTemplate:
             raise ValueError(f"a turn of {turn.role!r} has no parts; give it a text or an audio segment")
         pieces: list[Ids] = []
         parts = list(turn.parts)
+        speaks = turn.role == "assistant" and any(isinstance(part, AudioSegment) for part in parts)
         while parts:
             part = parts.pop(0)
             if isinstance(part, AudioSegment):
                 pieces.append(self._spoken(np.empty(0, np.int64), part))
                 continue
-            text = np.array(self.text_tokenizer.encode(part), np.int64)
-            spoken = parts[0] if turn.role == "assistant" and parts else None
+            text = self._text(part)
+            spoken = parts[0] if speaks and parts else None
             if isinstance(spoken, AudioSegment):
                 pieces.append(self._spoken(text, spoken))
                 parts.pop(0)
+            elif speaks and self.answer_format.layout == "audio_only":
+                raise ValueError(f"layout audio_only has no place for {part!r}, which is not spoken; take it out")
             else:
                 pieces.append(text)
         return np.concatenate(pieces)
 
+    def _text(self, words: str) -> Ids:
+        token_ids = np.array(self.text_tokenizer.encode(words), np.int64)
+        if not len(token_ids):
+            raise ValueError(f"the text {words!r} has no tokens in this text model; take it out or give it words")
+        return token_ids
+
     def _spoken(self, text: Ids, segment: AudioSegment) -> Ids:
-        """Text and speech in turns, with the segment's markers; without text the speech alone."""
         v, audio = self.vocabulary, np.asarray(segment.token_ids, np.int64)
         if not len(audio):
             raise ValueError("an audio segment is empty; leave it out or give it at least one group of five tokens")
         if not v.is_audio(audio).all():
             raise ValueError(f"an audio segment holds token id {audio[~v.is_audio(audio)][0]}, which is no audio code")
         deinterleave_codes(audio, linguistic_start=v.linguistic_start, semantic_start=v.semantic_start)  # whole groups?
-        chunks = (self.answer_format.text_chunk, self.answer_format.audio_chunk)
-        return interleave_text_audio(text, audio, *chunks, audio_start=v.audio_start, audio_end=v.audio_end)
+        return spoken_segment(text, audio, v, self.answer_format)
+
+
+def spoken_segment(
+    text: npt.ArrayLike, audio: npt.ArrayLike, vocabulary: Vocabulary, answer_format: AnswerFormat
+) -> Ids:
+    """Words and speech of one segment in the order of `answer_format`, its two markers included.
+
+    Args:
+        text: [NT] text token ids; none leaves the speech alone.
+        audio: [5n] audio token ids, groups `[L L S S S]`.
+        vocabulary: id layout.
+        answer_format: see there for the tail rule.
+    """
+    chunks = answer_format.text_limit, answer_format.audio_chunk
+    markers = {"audio_start": vocabulary.audio_start, "audio_end": vocabulary.audio_end}
+    words = np.empty(0, np.int64) if answer_format.layout == "audio_only" else text
+    return interleave_text_audio(words, audio, *chunks, **markers)
 
 
 def _target_turns(turns: Sequence[Turn], loss_on: str) -> list[bool]:

@@ -63,24 +63,100 @@ def test_loss_on_all_assistant_turns(template: ChatTemplate) -> None:
     assert targets == 2 * [*template.text_tokenizer.encode("four"), template.vocabulary.eot]
 
 
-@settings(max_examples=60, deadline=None)
+FORMATS = [
+    AnswerFormat(),
+    AnswerFormat(6, 50),
+    AnswerFormat(3, 5),
+    AnswerFormat(layout="text_first"),
+    AnswerFormat(layout="audio_only"),
+]
+
+
+def answered(template: ChatTemplate, answer_format: AnswerFormat, *parts: str | AudioSegment) -> list[int]:
+    """Targets of an answer, `<|EOT|>` included."""
+    other = ChatTemplate(template.text_tokenizer, template.vocabulary, answer_format)
+    conversation = other.encode([Turn("human", ("two",)), Turn("assistant", parts)])
+    return conversation.token_ids[conversation.loss_mask == 1].tolist()
+
+
+def laid_out(template: ChatTemplate, text: list[int], audio: list[int], layout: str) -> list[int]:
+    """Token ids of a layout in signs: `3t` the next three text tokens, `2g` the next two groups, `<` `>` markers."""
+    v, ids = template.vocabulary, list[int]()
+    for sign in layout.split():
+        count = int(sign[:-1] or 1)
+        if sign[-1] in "<>":
+            ids.append(v.audio_start if sign == "<" else v.audio_end)
+        elif sign[-1] == "t":
+            ids, text = ids + text[:count], text[count:]
+        else:
+            ids, audio = ids + audio[: 5 * count], audio[5 * count :]
+    assert not audio, "the layout leaves audio out"
+    return [*ids, v.eot]
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "num_text", "num_groups", "layout"),
+    [
+        # text runs out: a short chunk, or none behind a full one, is followed by all the audio that is left
+        (AnswerFormat(), 13, 5, "10t < 3g 3t 2g >"),
+        (AnswerFormat(), 13, 12, "10t < 3g 3t 9g >"),
+        (AnswerFormat(), 10, 8, "10t < 3g 5g >"),
+        (AnswerFormat(), 4, 7, "4t < 7g >"),
+        # audio runs out: the rest of the text follows its end
+        (AnswerFormat(), 33, 4, "10t < 3g 10t 1g > 13t"),
+        (AnswerFormat(), 11, 3, "10t < 3g > 1t"),
+        (AnswerFormat(), 24, 1, "10t < 1g > 14t"),
+        # both at once
+        (AnswerFormat(), 20, 6, "10t < 3g 10t 3g >"),
+        (AnswerFormat(6, 50), 14, 25, "6t < 10g 6t 10g 2t 5g >"),
+        (AnswerFormat(6, 50), 14, 11, "6t < 10g 6t 1g > 2t"),
+        (AnswerFormat(3, 5), 7, 4, "3t < 1g 3t 1g 1t 2g >"),
+        (AnswerFormat(3, 5), 8, 2, "3t < 1g 3t 1g > 2t"),
+        (AnswerFormat(layout="text_first"), 33, 4, "33t < 4g >"),
+        (AnswerFormat(layout="text_first"), 3, 40, "3t < 40g >"),
+        (AnswerFormat(layout="audio_only"), 33, 4, "< 4g >"),
+    ],
+)
+def test_the_tail_rule(
+    template: ChatTemplate, answer_format: AnswerFormat, num_text: int, num_groups: int, layout: str
+) -> None:
+    words, audio = text_of_length(template, num_text), groups(template.vocabulary, num_groups)
+    expected = laid_out(template, template.text_tokenizer.encode(words), list(audio.token_ids), layout)
+    assert answered(template, answer_format, words, audio) == expected
+
+
+@pytest.mark.parametrize("answer_format", FORMATS, ids=str)
+def test_segments_keep_their_own_markers(template: ChatTemplate, answer_format: AnswerFormat) -> None:
+    v = template.vocabulary
+    first, second = groups(v, 2, seed=1), groups(v, 3, seed=2)
+    calm, excited = (text_of_length(template, length) for length in (2, 3))
+    found = answered(template, answer_format, calm, first, excited, second)
+    words = [[], []] if answer_format.layout == "audio_only" else map(template.text_tokenizer.encode, (calm, excited))
+    texts, start, end = list(words), v.audio_start, v.audio_end
+    expected = [*texts[0], start, *first.token_ids, end, *texts[1], start]
+    assert found[: len(expected)] == expected and found[-2:] == [end, v.eot]
+    assert found.count(start) == found.count(end) == 2
+    assert [i for i in found if v.is_audio(i)] == [*first.token_ids, *second.token_ids]
+
+
+@pytest.mark.parametrize("answer_format", FORMATS, ids=str)
+@settings(max_examples=40, deadline=None)
 @given(num_text=st.integers(2, 45), num_groups=st.integers(1, 14), num_pairs=st.integers(1, 2))
 def test_spoken_answers_keep_the_group_grammar(
-    template: ChatTemplate, num_text: int, num_groups: int, num_pairs: int
+    template: ChatTemplate, answer_format: AnswerFormat, num_text: int, num_groups: int, num_pairs: int
 ) -> None:
     parts = (text_of_length(template, num_text), groups(template.vocabulary, num_groups)) * num_pairs
-    conversation = template.encode([Turn("assistant", parts)])
-    answer = conversation.token_ids[conversation.loss_mask == 1].tolist()
-    assert GroupGrammar(template.vocabulary, template.answer_format).accepts(answer)
+    answer = answered(template, answer_format, *parts)
+    assert GroupGrammar(template.vocabulary, answer_format).accepts(answer)
     assert template.vocabulary.is_audio(np.array(answer)).sum() == 5 * num_groups * num_pairs
 
 
-def test_another_answer_format(template: ChatTemplate) -> None:
-    other = ChatTemplate(template.text_tokenizer, template.vocabulary, AnswerFormat(text_chunk=3, audio_chunk=5))
-    conversation = other.encode([Turn("assistant", (text_of_length(template, 7), groups(template.vocabulary, 4)))])
-    is_audio = template.vocabulary.is_audio(conversation.token_ids[conversation.loss_mask == 1])
-    runs = np.diff(np.flatnonzero(np.diff(is_audio.astype(int), prepend=0, append=0)))
-    assert runs.tolist() == [5, 3, 5, 1, 10]  # audio, text, audio, text, the rest of the audio
+def test_audio_only_has_no_place_for_text_that_is_not_spoken(template: ChatTemplate) -> None:
+    audio_only, audio = AnswerFormat(layout="audio_only"), groups(template.vocabulary, 1)
+    with pytest.raises(ValueError, match="layout audio_only has no place for 'four', which is not spoken"):
+        answered(template, audio_only, "two", audio, "four")
+    # an answer in writing alone stays one, and a question may be written
+    assert answered(template, audio_only, "four") == [*template.text_tokenizer.encode("four"), template.vocabulary.eot]
 
 
 def test_what_cannot_be_encoded_is_told(template: ChatTemplate) -> None:
@@ -91,6 +167,7 @@ def test_what_cannot_be_encoded_is_told(template: ChatTemplate) -> None:
         ([assistant, human], "last turn of 'human'"),
         ([Turn("user", ("two",)), assistant], "role 'user' is unknown"),
         ([Turn("human", ()), assistant], "no parts"),
+        ([Turn("human", ("\u200b",)), assistant], r"the text '\\u200b' has no tokens in this text model"),
         ([Turn("human", (AudioSegment([]),)), assistant], "empty"),
         ([Turn("human", (AudioSegment(groups(v, 2).token_ids[:-1]),)), assistant], "multiple of 5"),
         ([Turn("human", (AudioSegment([v.audio_start] * 5),)), assistant], "no audio code"),

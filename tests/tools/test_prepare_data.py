@@ -70,6 +70,8 @@ def test_counts_are_those_of_the_files(
         if counts["documents"]:
             documents = Documents(output / name)
             assert counts["tokens"] == documents.lengths.sum() == counts["text_tokens"] + counts["audio_tokens"]
+            starts = (document.token_ids == corpus.vocabulary.audio_start for document in documents)
+            assert counts["segments"] == sum(int(start.sum()) for start in starts)
             assert counts["targets"] == sum(int(document.loss_mask[1:].sum()) for document in documents)
     hours = audio_hours(select(corpus.recordings, "train"))
     assert summary["pretraining/train/asr"]["audio_hours"] == pytest.approx(hours, abs=1e-3)
