@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from megatron_aqaa.data.sample import FIELDS, Batch
+from megatron_aqaa.data.sample import Batch
 
 
 def batches(
@@ -41,7 +41,7 @@ def batches(
         num_workers: Processes that read ahead; 0 reads in this one.
 
     Returns:
-        Iterator over batches, each field [B, S].
+        Iterator over batches, each field of the samples with B in front: [B, S].
 
     Raises:
         ValueError: The sizes and the dataset do not fit together.
@@ -76,4 +76,5 @@ def _check(num_samples: int, global_batch_size: int, consumed_samples: int, rank
 
 def _collate(samples: list[Batch]) -> Batch:
     # a blend adds `dataset_id` to its samples, a single data set does not: the batch is the same either way
-    return {name: torch.stack([sample[name] for sample in samples]) for name in FIELDS}
+    names = [name for name in samples[0] if name != "dataset_id"]
+    return {name: torch.stack([sample[name] for sample in samples]) for name in names}

@@ -14,6 +14,8 @@ from megatron_aqaa.data.loader import batches
 from megatron_aqaa.data.sample import Batch
 from megatron_aqaa.vocabulary import GROUP_SIZE, LINGUISTIC, SEMANTIC, Vocabulary
 
+_WHOLE = ("document_ids", "pairs", "num_targets")
+
 
 def micro_batches(
     dataset: Dataset[Batch],
@@ -80,9 +82,12 @@ def group_positions(token_ids: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 
 def _context_parallel_part(batch: Batch) -> Batch:
-    """This rank's positions of each sequence; document_ids stay whole, since queries look at all keys."""
+    """This rank's positions of each sequence.
+
+    `document_ids` stay whole, since queries look at all keys, and so do fields with one entry a pair.
+    """
     size, rank = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
     return {
-        name: value if name == "document_ids" else platform.zigzag_shard(value, dim=1, rank=rank, parts=size)
+        name: value if name in _WHOLE else platform.zigzag_shard(value, dim=1, rank=rank, parts=size)
         for name, value in batch.items()
     }
