@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from megatron_aqaa.config import load_config
+from megatron_aqaa.evaluation import comparison
 from megatron_aqaa.training.chain import Chain, ChainConfig, StageFailed
 
 
@@ -47,6 +48,7 @@ def main() -> int:
 
 def _print_outcome(run: Path, records: list[dict[str, object]]) -> None:
     print("\n" + (run / "evaluation" / "scores.txt").read_text())
+    print(comparison.table(comparison.load_stages(run)) + "\n")
     print(json.dumps({str(record["name"]): record["seconds"] for record in records}))
     print(f"\nLook and listen: {run}/report.html")
     print(

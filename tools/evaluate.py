@@ -3,8 +3,9 @@
 Examples:
     python tools/evaluate.py --run runs/demo
     python tools/evaluate.py --run runs/demo num_questions=50 'num_spoken={unseen_voice: 20}'
+    python tools/evaluate.py --run runs/demo --model runs/demo/sft2 --output runs/demo/comparison/sft2
 
-Writes scores.json, scores.txt, samples.jsonl and the spoken answers to <run>/evaluation.
+Writes scores.json, scores.txt, samples.jsonl, ratings.json and the spoken answers to the output folder.
 Exit codes: 0 done (targets reached or not, see the table), 2 a file or a setting that cannot be used, 130 interrupted.
 """
 
@@ -24,14 +25,15 @@ def main() -> int:
     """Parse, load, score, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run directory")
-    parser.add_argument("--model", type=Path, help="language-model run or checkpoint (default: <run>/sft)")
+    parser.add_argument("--model", type=Path, help="language-model run or checkpoint (default: merged, or sft)")
+    parser.add_argument("--output", type=Path, help="folder of the results (default: <run>/evaluation)")
     parser.add_argument("--config", default="examples/tiny_cpu/evaluate.yaml", help="how much is measured")
     parser.add_argument("overrides", nargs="*", help="field=value")
     arguments = parser.parse_args()
     try:
         config = load_config(HeldOutConfig, arguments.config, arguments.overrides)
         with SpokenAnswerer.load(arguments.run, arguments.model) as answerer:
-            card = HeldOutTest(answerer, arguments.run, config).score(_Display())
+            card = HeldOutTest(answerer, arguments.run, config, arguments.output).score(_Display())
     except ValueError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

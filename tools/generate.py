@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("question", type=Path, help="recording of a question")
     parser.add_argument("-o", "--output", type=Path, default=Path("answer.wav"), help="spoken answer (.wav)")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run directory")
-    parser.add_argument("--model", type=Path, help="language-model run or checkpoint (default: <run>/sft)")
+    parser.add_argument("--model", type=Path, help="language-model run or checkpoint (default: merged, or sft)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling")
     parser.add_argument("--seed", type=int, default=0)

@@ -28,11 +28,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="YAML file, as for mergekit")
     parser.add_argument("output", type=Path, help="directory of the result: new, empty, or of an interrupted merge")
+    parser.add_argument("--root", type=Path, help="folder that the models' paths start from (default: the current one)")
     parser.add_argument("--memory", type=int, default=768, metavar="MIB", help="most memory for tensors (default 768)")
     parser.add_argument("--seed", type=int, default=0, help="of dare_linear and dare_ties (default 0)")
     arguments = parser.parse_args()
     try:
-        plan = plan_merge(load_merge_config(arguments.config), arguments.output, arguments.memory, arguments.seed)
+        config = load_merge_config(arguments.config)
+        config = config.below(arguments.root) if arguments.root else config
+        plan = plan_merge(config, arguments.output, arguments.memory, arguments.seed)
         print_plan(plan)
         with Progress("MiB", _mib(plan.total_bytes), _mib(plan.done_bytes)) as progress:
             record = run_merge(plan, lambda done_bytes: show(progress, done_bytes))

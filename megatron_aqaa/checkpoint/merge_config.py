@@ -6,7 +6,7 @@ A model's own parameters come before those of the whole merge, and these before 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,6 +61,12 @@ class MergeConfig:
     dtype: DType | None = None
     out_dtype: DType | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
+
+    def below(self, root: Path) -> MergeConfig:
+        """The same merge of models whose paths start from `root`."""
+        models = tuple(replace(entry, model=str(root / entry.model)) for entry in self.models)
+        base = None if self.base_model is None else str(root / self.base_model)
+        return replace(self, models=models, base_model=base)
 
     def all_models(self) -> list[str]:
         """Paths of all models in order; a base model that is not among them comes last, as in mergekit."""

@@ -7,6 +7,7 @@ spread evenly over them.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,9 @@ from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.data.manifest import Recording, read_recordings
 from megatron_aqaa.evaluation.examiner import Examiner, Finding
 from megatron_aqaa.evaluation.judged import JudgedAnswer, save_judged
+from megatron_aqaa.evaluation.preference_rules import AnswerRules
+from megatron_aqaa.evaluation.ranking import ranked_first
+from megatron_aqaa.evaluation.sampled_answers import AnswerSampler, hear
 from megatron_aqaa.evaluation.scores import ScoreCard, lawful, lawful_groups
 from megatron_aqaa.evaluation.speed import measure_speed
 from megatron_aqaa.evaluation.style import StyleCheck, median_manner
@@ -35,9 +39,12 @@ class HeldOutConfig:
 
     Attributes:
         num_questions: questions of each split.
-        num_spoken: of these, spoken and judged, split → number.
+        num_spoken: of these, spoken and judged, split → number; the speech of none is not even prepared for.
         num_free: questions answered once more without the grammar.
         num_timed: questions answered once more alone, with a clock.
+        num_sampled: questions of each split answered once more by sampling, and rated by the rules of preference.
+        temperature: of these answers.
+        pairs: prefix of a held-out preference data set, below the run directory; None ranks none.
         max_new_tokens: longest answer.
         targets: score → share, where they differ from those of the full demo.
     """
@@ -46,6 +53,9 @@ class HeldOutConfig:
     num_spoken: dict[str, int] = field(default_factory=lambda: {"unseen_voice": 150, "unseen_wording": 60})
     num_free: int = 150
     num_timed: int = 5
+    num_sampled: int = 0
+    temperature: float = 1.0
+    pairs: Path | None = None
     max_new_tokens: int = 256
     targets: dict[str, float] = field(default_factory=dict)
 
@@ -55,12 +65,16 @@ class HeldOutTest:
 
     Args:
         answerer: the loaded run.
-        run: its directory, with `speech/` and `tokens/`; results go to `evaluation/`.
+        run: its directory, with `speech/` and `tokens/`.
         config: how much is measured.
+        output: of the results; None: `evaluation/` in the run directory.
     """
 
-    def __init__(self, answerer: SpokenAnswerer, run: Path, config: HeldOutConfig | None = None) -> None:
+    def __init__(
+        self, answerer: SpokenAnswerer, run: Path, config: HeldOutConfig | None = None, output: Path | None = None
+    ) -> None:
         self.answerer, self.run, self.config = answerer, run, config or HeldOutConfig()
+        self.directory = output or run / "evaluation"
         self.recordings = read_recordings(run / "speech" / "manifest.jsonl")
         self.questions = [q for split in SPLITS for q in self._of_split(split)[: self.config.num_questions]]
         if not self.questions:
@@ -71,24 +85,30 @@ class HeldOutTest:
         return [r for r in self.recordings if r.split == split and r.role == "user" and r.answer]
 
     def score(self, on_progress: OnProgress = lambda what, done, total: None) -> ScoreCard:
-        """Measure everything; writes `scores.json`, `scores.txt`, `speed.json`, `samples.jsonl` and `wav/`."""
-        directory = self.run / "evaluation"
+        """Measure everything that the configuration asks for.
+
+        Writes `scores.json`, `scores.txt`, `speed.json`, `samples.jsonl`, `ratings.json` and `wav/`.
+        """
+        directory = self.directory
         (directory / "wav").mkdir(parents=True, exist_ok=True)
         with Examiner({r.text for r in self.recordings if r.role == "assistant"}) as examiner:
-            neutral = {text: [examiner.measure(p) for p in paths] for text, paths in self.references.neutral.items()}
             spoken = [q for split in SPLITS for q in self._sample(split)]
+            compared = self.references.neutral if spoken else {}
+            neutral = {text: [examiner.measure(path) for path in paths] for text, paths in compared.items()}
             originals = [examiner.examine(self.references.of(question)) for question in spoken]
             answers = self._generate(self.questions, True, on_progress)
             free = self._generate(_spread(self.questions, self.config.num_free), False, on_progress)
+            ratings = self._sampled_ratings(on_progress)
             findings = self._speak(spoken, answers, examiner, on_progress)
             manners = {text: median_manner(take.result() for take in takes) for text, takes in neutral.items()}
             check = StyleCheck(manners)
             judged = [self._judged(q, answers[q.id], findings[q.id].result(), check) for q in spoken]
             reference = [self._judged(q, [], f.result(), check) for q, f in zip(spoken, originals, strict=True)]
-        outcomes = {**self._text_outcomes(answers, free), **_speech_outcomes(judged, reference)}
+        outcomes = {**self._text_outcomes(answers, free), **_speech_outcomes(judged, reference), **self._ranked()}
         card = ScoreCard().with_targets(self.config.targets).with_outcomes(outcomes)
         self._save_speed(directory / "speed.json", spoken)  # now that the second process is idle
         save_judged(judged, directory / "samples.jsonl")
+        (directory / "ratings.json").write_text(json.dumps(ratings))
         (directory / "scores.txt").write_text(card.table() + "\n")
         card.save(directory / "scores.json")
         return card
@@ -118,11 +138,27 @@ class HeldOutTest:
         """Write every answer's waveform and hand it in."""
         findings = {}
         for done, question in enumerate(questions, start=1):
-            path = self.run / self._answer_path(question)
+            path = self._answer_path(question)
             save_waveform(self.answerer.speech(answers[question.id]), path)
             findings[question.id] = examiner.examine(path)
             on_progress("speech", done, len(questions))
         return findings
+
+    def _sampled_ratings(self, on_progress: OnProgress) -> dict[int, float]:
+        """Score of a sampled answer by question; equal seeds for every model, so that two can be compared."""
+        config, tokens = self.config, Documents(self.run / "tokens" / "audio")
+        asked = [q for split in SPLITS for q in _spread(self._of_split(split), config.num_sampled)]
+        sampler = AnswerSampler(self.answerer, config.temperature, config.max_new_tokens)
+        wanted = [(hear(question, tokens), 0) for question in asked]
+        rules = AnswerRules(self.recordings, tokens)
+        answers = sampler.answers(wanted, lambda done: on_progress("sampled answers", done, len(wanted)))
+        return {answer.question.recording.id: sampler.rate(answer, rules).score for answer in answers}
+
+    def _ranked(self) -> dict[str, list[bool]]:
+        if self.config.pairs is None:
+            return {}
+        prefix = self.run / self.config.pairs
+        return {"ranking": ranked_first(self.answerer.engine.model, prefix, self.answerer.vocabulary)}
 
     def _save_speed(self, path: Path, questions: Sequence[Recording]) -> None:
         timed = _spread(questions, self.config.num_timed)
@@ -131,7 +167,7 @@ class HeldOutTest:
             path.write_text(json.dumps(asdict(speed)))
 
     def _answer_path(self, question: Recording) -> Path:
-        return Path("evaluation", "wav", f"{question.id:06d}.wav")
+        return self.directory / "wav" / f"{question.id:06d}.wav"
 
     def _judged(self, q: Recording, token_ids: Sequence[int], finding: Finding, check: StyleCheck) -> JudgedAnswer:
         written = self.answerer.text(token_ids)
@@ -150,7 +186,7 @@ class HeldOutTest:
             pitch_hz=finding.manner.f0_hz,
             style_followed=None if q.style == "neutral" else follows,
             question_audio=str(q.audio.relative_to(self.run)),
-            answer_audio=str(self._answer_path(q)),
+            answer_audio=os.path.relpath(self._answer_path(q), self.run),
         )
 
     def _text_outcomes(self, answers: dict[int, list[int]], free: dict[int, list[int]]) -> dict[str, list[bool]]:

@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     raise ImportError("the report needs jinja2: pip install 'megatron-aqaa[demo]'") from error
 
-from megatron_aqaa.evaluation import charts
+from megatron_aqaa.evaluation import charts, comparison
 from megatron_aqaa.evaluation.judged import JudgedAnswer, dozen
 from megatron_aqaa.evaluation.run_records import RunRecords, package_versions
 from megatron_aqaa.evaluation.scores import ScoreCard
@@ -61,6 +61,7 @@ def write_report(run: Path, title: str = "First light") -> Path:
 def _content(records: RunRecords) -> dict[str, Any]:
     """Everything that the template shows."""
     answers, card, shown = records.answers(), records.scores(), dozen(records.answers())
+    compared = comparison.load_stages(records.run)
     return {
         "lead": records.corpus_facts(),
         "tiles": [(card or ScoreCard())[name] for name in TILES],
@@ -70,6 +71,8 @@ def _content(records: RunRecords) -> dict[str, Any]:
         "num_answers": len(answers),
         "scores": card.scores if card else (),
         "styles": _styles(answers),
+        "trained_stages": [stage.label for stage in compared],
+        "comparison": comparison.rows(compared),
         "charts": list(_charts(records)),
         "codebooks": [_codebook(name, book) for name, book in records.codebooks().items()],
         "stages": _bars(records.stages()),

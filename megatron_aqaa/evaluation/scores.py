@@ -90,6 +90,11 @@ MEASURES = (
     Score("grammar_constrained", "Lawful answers", "whole answers that the group grammar accepts", target=1.0),
     Score("grammar_free", "Lawful answers without the constraint", "the same with nothing enforced, greedy"),
     Score("groups_free", "Lawful groups without the constraint", "groups of five audio tokens that read LLSSS"),
+    Score(
+        "ranking",
+        "Better answer ranked first",
+        "held-out pairs of SFT-1's sampled answers: the text of the right one has the higher log-probability",
+    ),
 )
 """What a held-out test measures, with the full demo's targets."""
 

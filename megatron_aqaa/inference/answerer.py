@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from megatron_aqaa import platform
-from megatron_aqaa.checkpoint.store import load_model, require_checkpoint
+from megatron_aqaa.checkpoint.store import latest_checkpoint, load_model, require_checkpoint
 from megatron_aqaa.config import parse_config
 from megatron_aqaa.inference.engine import AnswerEngine
 from megatron_aqaa.inference.sampling import Sampling
@@ -22,6 +22,9 @@ from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
 from megatron_aqaa.tokenizer.text import TextTokenizer
 from megatron_aqaa.vocabulary import GROUP_SIZE, AnswerFormat, Vocabulary
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
+
+LAST_STAGES = ("merged", "sft")
+"""Folders of a run whose model may answer, the better trained first."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class SpokenAnswerer:
 
         Args:
             run: the run directory.
-            model: run or checkpoint of the language model; None takes `<run>/sft`. It may have been saved at any
-                parallel layout.
+            model: run or checkpoint of the language model; None takes the last stage that there is of `LAST_STAGES`.
+                It may have been saved at any parallel layout.
             answer_format: chunk sizes that the model was trained with.
 
         Raises:
@@ -71,7 +74,7 @@ class SpokenAnswerer:
         tokenizer = DualCodebookTokenizer.load(run / "tokenizer")
         text_tokenizer = TextTokenizer(run / "tokenizer" / "text.model")
         vocoder = TokenVocoder.load(run / "vocoder")
-        language_model = _load_language_model(model or run / "sft", tokenizer.vocabulary)
+        language_model = _load_language_model(model or _last_stage(run), tokenizer.vocabulary)
         engine = AnswerEngine(language_model, tokenizer.vocabulary, answer_format)
         return cls(tokenizer, text_tokenizer, engine, vocoder)
 
@@ -144,6 +147,10 @@ def _whole_groups(audio_ids: Iterator[int]) -> Iterator[list[int]]:
         if len(group) == GROUP_SIZE:
             yield group
             group = []
+
+
+def _last_stage(run: Path) -> Path:
+    return next((run / name for name in LAST_STAGES if latest_checkpoint(run / name)), run / LAST_STAGES[-1])
 
 
 def _load_language_model(directory: Path, vocabulary: Vocabulary) -> AQAAModel:

@@ -57,23 +57,26 @@ class AnswerEngine:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling | None = None,
         on_progress: Callable[[int], None] = lambda done: None,
+        seeds: Sequence[int] | None = None,
     ) -> list[Answer]:
         """Answer every prompt; prompts of similar length share a batch.
 
         Args:
-            prompts: token ids.
-            sampling: prompt i draws its randomness from `sampling.seed + i`.
+            prompts: token ids. Of equal ones in a batch the model reads one: several answers to a question are cheap.
+            sampling: how answers are drawn.
             on_progress: called with the number of prompts answered so far.
+            seeds: of each prompt's randomness; None: `sampling.seed + i` for prompt i.
 
         Returns:
             The answers, in the order of the prompts.
         """
         sampling = sampling or Sampling()
+        seeds = [sampling.seed + i for i in range(len(prompts))] if seeds is None else seeds
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         answers: dict[int, Answer] = {}
         for start in range(0, len(prompts), self.max_batch_size):
             indices = by_length[start : start + self.max_batch_size]
-            batch = _Batch(self, [prompts[i] for i in indices], [sampling.seed + i for i in indices], sampling)
+            batch = _Batch(self, [prompts[i] for i in indices], [seeds[i] for i in indices], sampling)
             for _ in batch.steps():
                 pass
             for i, row in zip(indices, batch.rows, strict=True):
@@ -103,8 +106,11 @@ class _Batch:
         self.engine, self.sampling = engine, sampling
         self.prompt_length = max(map(len, prompts))
         capacity = self.prompt_length + sampling.max_new_tokens
-        self.context = StaticInferenceContext(len(prompts), capacity)
-        self.token_ids, self.document_ids = self._left_padded(prompts, capacity)
+        different = list(dict.fromkeys(map(tuple, prompts)))
+        row_of = {prompt: row for row, prompt in enumerate(different)}
+        self.read_as = [row_of[tuple(prompt)] for prompt in prompts]  # row of the first pass, for each answer
+        self.context = StaticInferenceContext(len(different), capacity)
+        self.token_ids, self.document_ids = self._left_padded(different, capacity)
         vocabulary = engine.vocabulary
         self.group_positions = positions_in_group(self.token_ids, vocabulary.linguistic_start, vocabulary.audio_stop)
         self.rows = [_Row(GroupGrammar(vocabulary, engine.answer_format), seed) for seed in seeds]
@@ -123,7 +129,11 @@ class _Batch:
     def steps(self) -> Iterator[list[int]]:
         """Yield the tokens that one step draws, until every row has ended."""
         for step in range(self.sampling.max_new_tokens):
-            token_ids = self._draw(self._forward(), self.sampling.max_new_tokens - step)[:, None]
+            logits = self._forward()
+            if step == 0 and len(logits) < len(self.rows):
+                self._keep(self.read_as)
+                logits = logits[self.read_as]
+            token_ids = self._draw(logits, self.sampling.max_new_tokens - step)[:, None]
             following = (self.group_positions[:, -1:] + 1) % GROUP_SIZE
             self.group_positions = following.where(self.engine.vocabulary.is_audio(token_ids), -1)
             self.token_ids = token_ids
@@ -175,11 +185,15 @@ class _Batch:
         if len(kept) > len(self.active) // 2:
             return
         self.active = [self.active[place] for place in kept]
-        self.token_ids, self.group_positions = self.token_ids[kept], self.group_positions[kept]
-        self.document_ids = self.document_ids[kept]
+        self._keep(kept)
+
+    def _keep(self, rows: list[int]) -> None:
+        """Go on with these rows of the forward pass, in this order; one may be named several times."""
+        self.token_ids, self.group_positions = self.token_ids[rows], self.group_positions[rows]
+        self.document_ids = self.document_ids[rows]
         memory = self.context.key_value_memory_dict
         for layer, (key, value) in memory.items():  # [S, B, groups, D]
-            memory[layer] = key[:, kept], value[:, kept]
+            memory[layer] = key[:, rows], value[:, rows]
 
 
 class _Row:

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_aqaa.checkpoint.merge_config import MergeConfig, has_gradient, load_merge_config, tensor_settings
+from megatron_aqaa.checkpoint.merge_config import (
+    MergeConfig,
+    MergeModel,
+    has_gradient,
+    load_merge_config,
+    tensor_settings,
+)
 
 
 @pytest.fixture
@@ -154,3 +160,11 @@ def test_weights_that_sum_to_zero_are_refused(load):
     with pytest.raises(ValueError, match="weights sum to 0"):
         tensor_settings(load(linear(1, -1)), "x")
     assert tensor_settings(load(linear(1, -1, parameters={"normalize": False})), "x")["weight"] == [1.0, -1.0]
+
+
+def test_paths_may_start_from_a_folder() -> None:
+    models = (MergeModel("sft", {"weight": 5}), MergeModel("/elsewhere/dpo"))
+    moved = MergeConfig("task_arithmetic", models, base_model="sft").below(Path("runs/demo"))
+    assert moved.all_models() == ["runs/demo/sft", "/elsewhere/dpo"]
+    assert moved.base_model == "runs/demo/sft"
+    assert moved.models[0].parameters == {"weight": 5}

@@ -21,6 +21,7 @@ CONFIG = HeldOutConfig(
     num_questions=3,
     num_spoken={"unseen_voice": 2, "unseen_wording": 1},
     num_free=4,
+    num_sampled=2,
     max_new_tokens=40,
     targets={"heard": 0.0},
 )
@@ -49,6 +50,7 @@ def test_every_score_counts_what_was_asked_for(scored: tuple[Path, ScoreCard, ob
         "style_ceiling": 1,
         "grammar_constrained": 6,
         "grammar_free": 4,
+        "ranking": 0,
     }
     assert card["grammar_constrained"].value == 1.0
     assert (card["heard"].target, card["style"].target) == (0.0, 0.9)
@@ -76,6 +78,27 @@ def test_files_agree_with_the_scores(scored: tuple[Path, ScoreCard, object]) -> 
     )
 
 
+def test_sampled_answers_are_rated_and_those_of_an_untrained_model_are_worth_nothing(
+    scored: tuple[Path, ScoreCard, object],
+) -> None:
+    ratings = json.loads((scored[0] / "evaluation" / "ratings.json").read_text())
+    assert len(ratings) == 4
+    assert set(ratings.values()) == {0.0}
+
+
+def test_another_folder_and_no_speech(scored: tuple[Path, ScoreCard, object]) -> None:
+    run, output = scored[0], scored[0] / "comparison" / "sft"
+    silent = HeldOutConfig(num_questions=1, num_spoken={}, num_free=1, num_timed=0, num_sampled=0, max_new_tokens=30)
+    with SpokenAnswerer.load(run) as answerer:
+        card = HeldOutTest(answerer, run, silent, output).score()
+    assert ScoreCard.load(output / "scores.json") == card
+    assert [score.name for score in card.scores if score.n] == [
+        "text_unseen_voice", "text_unseen_wording", "grammar_constrained", "grammar_free",
+        *(["groups_free"] if card["groups_free"].n else []),
+    ]  # fmt: skip
+    assert not list((output / "wav").iterdir())
+
+
 def test_speed_is_measured(scored: tuple[Path, ScoreCard, object]) -> None:
     speed = json.loads((scored[0] / "evaluation" / "speed.json").read_text())
     assert speed["n"] == 3
@@ -87,6 +110,7 @@ def test_progress_is_told(scored: tuple[Path, object, list[tuple[str, int, int]]
     assert {step[0]: step[1:] for step in scored[2]} == {
         "answers": (6, 6),
         "answers without grammar": (4, 4),
+        "sampled answers": (4, 4),
         "speech": (3, 3),
     }
 

@@ -122,6 +122,21 @@ def test_two_stages_become_one_curve(run: Path) -> None:
     assert all(f">{label}</text>" in text for label in ("text", "linguistic", "semantic"))
 
 
+def test_stages_stand_side_by_side(run: Path) -> None:
+    assert "Stages of post-training: not measured" in write_report(run).read_text()
+    for folder, right, rating in (("comparison/sft", 80, 0.0), ("comparison/dpo", 90, 7.0)):
+        (run / folder).mkdir(parents=True)
+        outcomes = {"text_unseen_voice": [True] * right + [False] * (100 - right)}
+        ScoreCard().with_outcomes(outcomes).save(run / folder / "scores.json")
+        (run / folder / "ratings.json").write_text(json.dumps({"1": rating, "2": 7.0}))
+    text = write_report(run).read_text()
+    Page(text)
+    assert all(f'<th class="number">{label}</th>' in text for label in ("SFT-1", "DPO", "merged"))
+    row = text[text.index("Sampled answer preferred") :]
+    assert "1 won 0 lost" in row[:300]
+    assert "75.0" in row[: row.index("</tr>")]
+
+
 def test_missing_parts_are_called_missing(tmp_path: Path) -> None:
     text = write_report(tmp_path).read_text()
     page = Page(text)

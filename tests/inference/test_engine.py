@@ -79,6 +79,15 @@ def test_a_batch_is_its_rows(engine: AnswerEngine, temperature: float) -> None:
     assert engine.generate(prompts, sampling) == batch
 
 
+def test_several_answers_to_one_prompt_are_as_if_each_was_asked_alone(engine: AnswerEngine) -> None:
+    prompts = [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    seeds, sampling = [7, 3, 9, 4, 7], Sampling(temperature=1.0, max_new_tokens=60)
+    answers = engine.generate(prompts, sampling, seeds=seeds)
+    for prompt, seed, answer in zip(prompts, seeds, answers, strict=True):
+        assert engine.generate([prompt], replace(sampling, seed=seed)) == [answer]
+    assert answers[0] == answers[4] != answers[2]
+
+
 def test_streaming_yields_the_same_tokens(engine: AnswerEngine) -> None:
     sampling = Sampling(temperature=0.8, seed=3, max_new_tokens=40)
     assert list(engine.stream(PROMPTS[0], sampling)) == engine.generate(PROMPTS[:1], sampling)[0].token_ids
