@@ -39,7 +39,14 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_scores_then_report(call: Run, run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fewer = ("num_questions=2", "num_spoken={unseen_voice: 1}", "num_free=1", "max_new_tokens=30")
+    fewer = (
+        "num_questions=2",
+        "num_spoken={unseen_voice: 1}",
+        "num_free=1",
+        "num_sampled=1",
+        "pairs=null",
+        "max_new_tokens=30",
+    )
     assert call("evaluate", "--run", run_directory, *fewer) == 0
     printed = capsys.readouterr().out
     assert "Right answer, unseen voices                0.000" in printed
