@@ -31,11 +31,9 @@ from megatron_aqaa.checkpoint.merge_state import (
     partial_path,
     write_json,
 )
-from megatron_aqaa.checkpoint.stored_tensors import MappedFiles, OutputFile, Region
+from megatron_aqaa.checkpoint.stored_tensors import MappedFiles, OutputFile, Region, keep_freed_blocks
 
 MARKERS = (*safetensors_directory.MARKERS, *torch_dist_directory.MARKERS)
-
-_LARGEST_KEPT = (32 << 20) - (64 << 10)  # glibc's limit is 32 MiB
 
 
 def run_merge(plan: MergePlan, on_progress: Callable[[int], Any] = lambda done_bytes: None) -> dict[str, Any]:
@@ -66,8 +64,7 @@ def run_merge(plan: MergePlan, on_progress: Callable[[int], Any] = lambda done_b
 def _run(plan: MergePlan, on_progress: Callable[[int], Any]) -> None:
     _clear(plan)
     plan.layout.prepare(plan.output, plan.tensors, plan.donor.beside)
-    # glibc gives freed blocks back to the system, and faults them in anew, until it has seen a large one freed.
-    torch.empty(_LARGEST_KEPT, dtype=torch.uint8)
+    keep_freed_blocks()
     done = dict(plan.done)
     advance = _counter(plan.done_bytes, on_progress)
     mapped = MappedFiles()

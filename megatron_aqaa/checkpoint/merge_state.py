@@ -30,7 +30,7 @@ def alone_in(output: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ValueError(f"{output}: another merge is at work here; wait for it, or name another output") from None
+        raise ValueError(f"{output}: another process is at work here; wait for it, or name another output") from None
     except OSError:  # a file system without locks
         pass
     try:

@@ -56,7 +56,7 @@ _CONFIG_KEYS = (
     "rope_theta",
     "tie_word_embeddings",
 )
-_NOT_COPIED = ("merge_record.json", "merge_state.json", "trainer_state.json")
+_NOT_COPIED = ("merge_record.json", "merge_state.json", "conversion_record.json", "trainer_state.json")
 _COPIED_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".py", ".tiktoken"}
 
 
@@ -72,8 +72,7 @@ def scan(path: Path) -> StoredModel:
         ValueError: a file is missing, truncated or malformed, does not hold what the index says, or holds a dtype that
             is not known; names it.
     """
-    weight_map = _weight_map(path)
-    files = [path / name for name in sorted(set(weight_map.values()))] if weight_map else [path / WEIGHTS]
+    weight_map, files = _weight_map(path), weight_files(path)
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         for name, tensor in _read_tensors(file):
@@ -88,13 +87,19 @@ def scan(path: Path) -> StoredModel:
     return StoredModel(str(path), path, tensors, _settings(path), _tokenizer(path), tuple(files), path, tuple(left_out))
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a directory."""
+    weight_map = _weight_map(path)
+    return [path / name for name in sorted(set(weight_map.values()))] if weight_map else [path / WEIGHTS]
+
+
 def _weight_map(path: Path) -> dict[str, str]:
     """Tensor → file, empty where one file holds all."""
     if not (path / INDEX).exists():
         return {}
-    if (path / WEIGHTS).exists() and WEIGHTS not in _read_json(path / INDEX).get("weight_map", {}).values():
+    if (path / WEIGHTS).exists() and WEIGHTS not in read_json(path / INDEX).get("weight_map", {}).values():
         raise ValueError(f"{path}: holds {WEIGHTS} and {INDEX}, which names other files: two models; remove one")
-    weight_map = _read_json(path / INDEX).get("weight_map")
+    weight_map = read_json(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path / INDEX}: has no weight_map; save the model again")
     for name in sorted(set(weight_map.values())):
@@ -132,6 +137,13 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
+def header_text(path: Path) -> str:
+    """The header as it stands in the file, padding included."""
+    _, start = read_header(path)
+    with path.open("rb") as file:
+        return file.read(start)[8:].decode()
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -161,7 +173,7 @@ def _read_tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    config = _read_json(path / "config.json") if (path / "config.json").exists() else {}
+    config = read_json(path / "config.json") if (path / "config.json").exists() else {}
     return {f"{key} of config.json": config[key] for key in _CONFIG_KEYS if key in config}
 
 
@@ -175,11 +187,16 @@ def _digest(path: Path) -> str:
     """Of the values, not of their layout, where the file is JSON; how a tokenizer pads and cuts is no part of it."""
     if path.suffix != ".json":
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    values = {key: value for key, value in _read_json(path).items() if key not in ("padding", "truncation")}
+    values = {key: value for key, value in read_json(path).items() if key not in ("padding", "truncation")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: it is something else; names the file.
+    """
     try:
         values = json.loads(path.read_bytes())
     except ValueError as error:
@@ -219,12 +236,32 @@ def _plan_file(name: str, tensors: Mapping[str, OutputTensor]) -> OutputFile:
         header[key] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    return _file_with_header(name, text, {key: entry for key, entry in header.items() if key != "__metadata__"})
+
+
+def plan_from_headers(headers: Mapping[str, str], tensors: Mapping[str, OutputTensor]) -> list[OutputFile] | None:
+    """Files with these headers, None unless they name exactly `tensors`, with their dtypes and shapes.
+
+    Args:
+        headers: file name → header, as it is to stand there.
+        tensors: that are to be written.
+    """
+    entries = {
+        name: {k: v for k, v in json.loads(text).items() if k != "__metadata__"} for name, text in headers.items()
+    }
+    found = {key: (entry["dtype"], tuple(entry["shape"])) for file in entries.values() for key, entry in file.items()}
+    if found != {name: (_CODES[tensor.dtype], tensor.shape) for name, tensor in tensors.items()}:
+        return None
+    return [_file_with_header(name, text.encode(), entries[name]) for name, text in headers.items()]
+
+
+def _file_with_header(name: str, text: bytes, entries: Mapping[str, Any]) -> OutputFile:
     start = 8 + len(text)
     regions = tuple(
-        Region(key, Box.whole(tensors[key].shape), start + entry["data_offsets"][0])
-        for key, entry in header.items()
-        if key != "__metadata__"
+        Region(key, Box.whole(tuple(entry["shape"])), start + entry["data_offsets"][0])
+        for key, entry in entries.items()
     )
+    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     return OutputFile(name, start + end, regions, ((0, len(text).to_bytes(8, "little") + text),))
 
 
@@ -275,7 +312,7 @@ def finish(output: Path, files: list[OutputFile], tensors: Mapping[str, OutputTe
 def _set_dtype(path: Path, dtypes: set[torch.dtype]) -> None:
     """Transformers before 4.56 writes `torch_dtype`, later ones `dtype` and read both."""
     floating = [str(dtype).removeprefix("torch.") for dtype in dtypes if dtype.is_floating_point]
-    config = _read_json(path)
+    config = read_json(path)
     if len(floating) == 1:
         keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]
         path.write_text(json.dumps(config | dict.fromkeys(keys, floating[0]), indent=2) + "\n")

@@ -11,13 +11,17 @@ import mmap
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+_LARGEST_KEPT = (32 << 20) - (64 << 10)  # glibc's limit is 32 MiB
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,46 @@ class Box:
         axis = next(axis for axis, size in enumerate(self.sizes) if size > 1)
         step = max(1, max_elements * self.sizes[axis] // self.num_elements)
         for start in range(0, self.sizes[axis], step):
-            yield from self._narrowed(axis, start, min(step, self.sizes[axis] - start)).blocks(max_elements)
+            yield from self.narrowed(axis, start, min(step, self.sizes[axis] - start)).blocks(max_elements)
 
-    def _narrowed(self, axis: int, start: int, size: int) -> Box:
+    def narrowed(self, axis: int, start: int, size: int) -> Box:
+        """`size` indices of one axis, from the `start`-th of this box on."""
         offsets, sizes = list(self.offsets), list(self.sizes)
         offsets[axis] += start
         sizes[axis] = size
         return Box(tuple(offsets), tuple(sizes))
+
+
+class HasBox(Protocol):
+    """Something that lies in a box of a tensor."""
+
+    @property
+    def box(self) -> Box:
+        """Where."""
+
+
+T = TypeVar("T", bound=HasBox)
+
+
+class ByBox(Generic[T]):
+    """Things that lie beside each other in a tensor, found by the first axis: stacked tensors have hundreds.
+
+    Args:
+        items: in any order.
+    """
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self.items = sorted(items, key=lambda item: item.box.offsets)
+        self._starts = [item.box.offsets[:1] for item in self.items]
+        self._longest = max((item.box.sizes[0] for item in self.items if item.box.sizes), default=0)
+
+    def overlapping(self, box: Box) -> list[tuple[T, Box]]:
+        """What shares elements with `box`, and the part that it shares."""
+        if not box.offsets:
+            return [(self.items[0], box)]
+        first = bisect_left(self._starts, (box.offsets[0] - self._longest + 1,))
+        stop = bisect_left(self._starts, (box.offsets[0] + box.sizes[0],))
+        return [(item, part) for item in self.items[first:stop] if (part := item.box.overlap(box)) is not None]
 
 
 @dataclass(frozen=True)
@@ -90,6 +127,11 @@ class StoredTensor:
     def boxes(self) -> tuple[Box, ...]:
         """How it is split, in row-major order."""
         return tuple(sorted((chunk.box for chunk in self.chunks), key=lambda box: box.offsets))
+
+    @cached_property
+    def by_box(self) -> ByBox[StoredChunk]:
+        """The chunks, to be looked up."""
+        return ByBox(self.chunks)
 
 
 @dataclass(frozen=True)
@@ -166,7 +208,7 @@ class MappedFiles:
         Raises:
             ValueError: no chunk holds some of them.
         """
-        parts = [(chunk, part) for chunk in tensor.chunks if (part := chunk.box.overlap(box))]
+        parts = tensor.by_box.overlapping(box)
         if len(parts) == 1 and parts[0][1] == box:
             return self._elements(*parts[0], tensor.dtype)
         if sum(part.num_elements for _, part in parts) != box.num_elements:
@@ -208,6 +250,14 @@ class MappedFiles:
         """Give back pages and descriptors; a file is mapped again when it is read again."""
         with self._lock:
             self._files.clear()
+
+
+def keep_freed_blocks() -> None:
+    """Keep freed memory of blocks in the process.
+
+    glibc gives freed blocks back to the system, and faults them in anew, until it has seen a large one freed.
+    """
+    torch.empty(_LARGEST_KEPT, dtype=torch.uint8)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

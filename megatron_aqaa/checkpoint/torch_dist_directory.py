@@ -196,13 +196,14 @@ def _require_bytes(directory: Path, info: _StorageInfo) -> Path:
     return path
 
 
-def plan(tensors: Mapping[str, OutputTensor], shard_bytes: int, beside: Beside) -> list[OutputFile]:
+def plan(tensors: Mapping[str, OutputTensor], shard_bytes: int, beside: Beside, rank: int = 0) -> list[OutputFile]:
     """Files for `tensors`, one archive for each of their boxes, of about `shard_bytes` or one box each.
 
     Args:
         tensors: by Megatron's names, in the order in which they are to be stored.
         shard_bytes: of a file.
         beside: its objects go before the first tensor.
+        rank: that would save them; part of the files' names.
     """
     files: list[OutputFile] = []
     regions: list[Region] = []
@@ -213,17 +214,17 @@ def plan(tensors: Mapping[str, OutputTensor], shard_bytes: int, beside: Beside) 
         head, tail = archive_ends(box.sizes, dtype)
         elements = box.num_elements * dtype.itemsize
         if regions and size + elements > shard_bytes:
-            files.append(_file(len(files), size, regions, literals))
+            files.append(_file(rank, len(files), size, regions, literals))
             regions, literals, size = [], [], 0
         start = size + len(head)
         regions.append(Region(name, box, start))
         literals += [(size, head), (start + elements, tail)]
         size = start + elements + len(tail)
-    return [*files, _file(len(files), size, regions, literals)]
+    return [*files, _file(rank, len(files), size, regions, literals)]
 
 
-def _file(number: int, size: int, regions: list[Region], literals: list[tuple[int, bytes]]) -> OutputFile:
-    return OutputFile(f"{CHECKPOINT}/__0_{number}.distcp", size, tuple(regions), tuple(literals))
+def _file(rank: int, number: int, size: int, regions: list[Region], literals: list[tuple[int, bytes]]) -> OutputFile:
+    return OutputFile(f"{CHECKPOINT}/__{rank}_{number}.distcp", size, tuple(regions), tuple(literals))
 
 
 def _object_places(beside: Beside) -> Iterator[tuple[MetadataIndex, _StorageInfo]]:

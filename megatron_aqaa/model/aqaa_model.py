@@ -65,6 +65,8 @@ class AQAAModel(GPTModel):
             share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
             position_embedding_type="rope" if model.position_embedding == "rope" else "none",
             rotary_base=model.rotary_base,
+            rope_scaling=model.rotary_scaling_factor != 1.0,
+            rope_scaling_factor=model.rotary_scaling_factor,
             pg_collection=groups,
             vp_stage=vp_stage,
         )

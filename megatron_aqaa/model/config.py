@@ -17,7 +17,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder of the Step-1 family (RMSNorm, SwiGLU, grouped queries, no biases, no dropout). Megatron's names.
+    """A decoder of the Step-1, Llama or Qwen2 family (RMSNorm, SwiGLU, grouped queries, no dropout). Megatron's names.
 
     Attributes:
         num_layers: transformer layers.
@@ -33,6 +33,8 @@ class ModelConfig:
         position_embedding: `"sqrt_alibi"` (Step-1) or `"rope"` (Llama, Qwen).
         alibi_slope_scale: factor on the published slopes.
         rotary_base: of `"rope"`.
+        rotary_scaling_factor: of `"rope"`, the one that Llama 3.1 was lengthened with (its `rope_type: llama3`).
+        add_qkv_bias: biases on query, key and value (Qwen2).
         untie_embeddings_and_output_weights: output head of its own.
         codebook_type_embedding: add a learned vector for text, linguistic, semantic.
         group_position_embedding: add a learned vector for the place within a group `[L L S S S]`.
@@ -55,6 +57,8 @@ class ModelConfig:
     position_embedding: Literal["sqrt_alibi", "rope"] = "sqrt_alibi"
     alibi_slope_scale: float = 1.0
     rotary_base: int = 10000
+    rotary_scaling_factor: float = 1.0
+    add_qkv_bias: bool = False
     untie_embeddings_and_output_weights: bool = True
     codebook_type_embedding: bool = False
     group_position_embedding: bool = False
@@ -96,6 +100,7 @@ def to_transformer_config(model: ModelConfig, parallel: ParallelConfig) -> Trans
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
+        add_qkv_bias=model.add_qkv_bias,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         params_dtype=dtype,

@@ -48,12 +48,12 @@ def grow_vocabulary(table: Tensor, vocabulary: Vocabulary, padded_size: int, see
     assert padded_size >= vocabulary.size
     grown = table.new_zeros(padded_size, hidden_size)
     grown[:text_size] = table[:text_size]
-    grown[text_size : vocabulary.size] = _draw(table[:text_size], vocabulary.size - text_size, seed)
+    grown[text_size : vocabulary.size] = draw_rows(table[:text_size], vocabulary.size - text_size, seed)
     return grown
 
 
-def _draw(rows: Tensor, count: int, seed: int) -> Tensor:
-    """[count, H], at least fp32, from the Gaussian with mean and covariance of `rows` [V, H].
+def draw_rows(rows: Tensor, count: int, seed: int) -> Tensor:
+    """[count, H], at least fp32, from the Gaussian with mean and covariance of `rows` [V, H], read block by block.
 
     `(rows − mean)ᵀ g / √(V − 1)` with V independent standard normals g has exactly their sample covariance. No
     [H, H] matrix is formed or factored, which at H = 12288 and with V near or below H would need a remedy for a
@@ -61,7 +61,7 @@ def _draw(rows: Tensor, count: int, seed: int) -> Tensor:
     """
     wide = torch.promote_types(rows.dtype, torch.float32)
     generator = torch.Generator().manual_seed(seed)
-    mean = rows.mean(0, dtype=wide)
+    mean = torch.stack([block.sum(0, dtype=wide) for block in rows.split(_BLOCK_ROWS)]).sum(0).div_(len(rows))
     if not mean.isfinite().all():
         raise ValueError("the text rows hold NaN or infinity: check the checkpoint that the vocabulary grows from")
     draws = torch.zeros(count, rows.shape[1], dtype=wide, device=rows.device)

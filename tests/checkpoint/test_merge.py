@@ -302,7 +302,7 @@ def test_a_model_that_changes_meanwhile_is_noticed(three):
 def test_one_merge_at_a_time(three):
     ready, late = plan(three, average("A", "B")), plan(three, average("A", "B"))
     ready.output.mkdir()
-    with alone_in(ready.output), pytest.raises(ValueError, match="another merge is at work here"):
+    with alone_in(ready.output), pytest.raises(ValueError, match="another process is at work here"):
         run_merge(ready)
     run_merge(ready)
     with pytest.raises(ValueError, match="another merge has written here meanwhile"):

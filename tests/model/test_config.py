@@ -34,6 +34,12 @@ def test_layouts_that_do_not_divide_the_model_are_refused(layout: ParallelConfig
         to_transformer_config(TINY, layout)
 
 
+def test_qwen2_and_llama3_settings() -> None:
+    assert to_transformer_config(variant(add_qkv_bias=True), ParallelConfig()).add_qkv_bias
+    assert not to_transformer_config(TINY, ParallelConfig()).add_qkv_bias
+    assert not to_transformer_config(variant(add_qkv_bias=True), ParallelConfig()).add_bias_linear
+
+
 def test_translation() -> None:
     layout = ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True)
     config = to_transformer_config(variant(params_dtype="bf16", kv_channels=None, recompute="full"), layout)
