@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from megatron_aqaa.training.chain import Chain, ChainConfig, Stage, StageFailed
+from megatron_aqaa.training.run_lock import locked
 
 
 def writes(name: str, needs: tuple[str, ...] = (), text: str = "x") -> Stage:
@@ -111,10 +112,20 @@ def test_a_stage_of_a_killed_run_keeps_the_next_one_out(tmp_path: Path) -> None:
     finally:
         (orphan,) = running_with(str(tmp_path))
         os.kill(orphan, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while running_with(str(tmp_path)) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until_free(tmp_path)
     assert [record["name"] for record in Chain(ChainConfig((writes("a"),)), tmp_path).run()] == ["a"]
+
+
+def wait_until_free(directory: Path) -> None:
+    """A killed process leaves the process list before it lets go of its files, and of the lock with them."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with locked(directory):
+                return
+        except ValueError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def running_with(word: str) -> list[int]:
