@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"vocabulary", "config", "network_file", "platform"},
+    {"vocabulary", "config", "network_file", "whole_file", "platform"},
     {"ops", "audio"},
     {"tokenizer", "model", "vocoder"},
     {"data", "checkpoint"},

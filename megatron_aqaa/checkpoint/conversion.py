@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import megatron_aqaa
+from megatron_aqaa import platform
 from megatron_aqaa.checkpoint.checksums import (
     RECORD,
     DigestedRegion,
@@ -31,18 +32,17 @@ from megatron_aqaa.checkpoint.checksums import (
     file_record,
     read_record,
 )
-from megatron_aqaa.checkpoint.merge_checks import check_disk
-from megatron_aqaa.checkpoint.merge_record import region_name
-from megatron_aqaa.checkpoint.merge_state import alone_in, partial_path, write_json
+from megatron_aqaa.checkpoint.output_directory import alone_in, check_disk
 from megatron_aqaa.checkpoint.pieces import Pieces
 from megatron_aqaa.checkpoint.stored_tensors import (
     MappedFiles,
     OutputFile,
     OutputTensor,
     Region,
-    keep_freed_blocks,
+    region_name,
     tensor_bytes,
 )
+from megatron_aqaa.whole_file import partial_path, write_json
 
 STATE = "conversion_state.json"
 DEFAULT_MEMORY_MIB = 512
@@ -198,7 +198,7 @@ def _write_files(
     workers: int,
     on_progress: Callable[[int], Any],
 ) -> None:
-    keep_freed_blocks()
+    platform.keep_freed_memory()
     block_bytes = max(1 << 12, min(_LARGEST_BLOCK_BYTES, (memory_mib << 20) // (workers * _COPIES)))
     counter = _Counter(sum(file["size"] for file in done.values()), on_progress)
     for file in missing:

@@ -17,21 +17,21 @@ from typing import Any
 
 import torch
 
+from megatron_aqaa import platform
 from megatron_aqaa.checkpoint import safetensors_directory, torch_dist_directory
 from megatron_aqaa.checkpoint.merge_parameters import METHODS
 from megatron_aqaa.checkpoint.merge_plan import MergePlan, merge_digest
-from megatron_aqaa.checkpoint.merge_record import merge_record, region_name
+from megatron_aqaa.checkpoint.merge_record import merge_record
 from megatron_aqaa.checkpoint.merge_rows import ModelRows, Stopped, merge_region
 from megatron_aqaa.checkpoint.merge_state import (
     RECORD,
     STATE,
     Digests,
-    alone_in,
     earlier_merge,
-    partial_path,
-    write_json,
 )
-from megatron_aqaa.checkpoint.stored_tensors import MappedFiles, OutputFile, Region, keep_freed_blocks
+from megatron_aqaa.checkpoint.output_directory import alone_in
+from megatron_aqaa.checkpoint.stored_tensors import MappedFiles, OutputFile, Region, region_name
+from megatron_aqaa.whole_file import partial_path, write_json
 
 MARKERS = (*safetensors_directory.MARKERS, *torch_dist_directory.MARKERS)
 
@@ -64,7 +64,7 @@ def run_merge(plan: MergePlan, on_progress: Callable[[int], Any] = lambda done_b
 def _run(plan: MergePlan, on_progress: Callable[[int], Any]) -> None:
     _clear(plan)
     plan.layout.prepare(plan.output, plan.tensors, plan.donor.beside)
-    keep_freed_blocks()
+    platform.keep_freed_memory()
     done = dict(plan.done)
     advance = _counter(plan.done_bytes, on_progress)
     mapped = MappedFiles()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from megatron_aqaa.checkpoint.merge_config import MergeConfig, has_gradient
 from megatron_aqaa.checkpoint.merge_parameters import RULES
 from megatron_aqaa.checkpoint.stored_tensors import StoredModel
 
-_SPARE_BYTES = 32 << 20  # for the files beside the weights
 _NUM_NAMED = 3
 
 
@@ -110,13 +107,3 @@ def _promoted(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     for dtype in others:
         first = torch.promote_types(first, dtype)
     return first
-
-
-def check_disk(output: Path, num_bytes: int) -> None:
-    """Raise ValueError unless `num_bytes` more fit on the disk of `output`."""
-    wanted = num_bytes + _SPARE_BYTES
-    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < wanted:
-        raise ValueError(f"{output}: the result needs {math.ceil(wanted / 1e6)} MB, {free // 1_000_000} MB are free "
-                         "there; make room, or name an output elsewhere")  # fmt: skip

@@ -15,7 +15,6 @@ import megatron_aqaa
 from megatron_aqaa.checkpoint import safetensors_directory, torch_dist_directory
 from megatron_aqaa.checkpoint.merge_checks import (
     check_directories,
-    check_disk,
     check_same_model,
     check_shards_can_merge,
     result_dtypes,
@@ -23,8 +22,10 @@ from megatron_aqaa.checkpoint.merge_checks import (
 from megatron_aqaa.checkpoint.merge_config import MergeConfig, tensor_settings
 from megatron_aqaa.checkpoint.merge_parameters import RULES
 from megatron_aqaa.checkpoint.merge_rows import MAX_BLOCK_ELEMENTS
-from megatron_aqaa.checkpoint.merge_state import RECORD, Digests, earlier_merge, partial_path
+from megatron_aqaa.checkpoint.merge_state import RECORD, Digests, earlier_merge
+from megatron_aqaa.checkpoint.output_directory import check_disk
 from megatron_aqaa.checkpoint.stored_tensors import OutputFile, OutputTensor, StoredModel
+from megatron_aqaa.whole_file import partial_path
 
 SHARD_BYTES = 2 << 30
 _MIN_BLOCK_ELEMENTS = 1 << 10

@@ -13,7 +13,6 @@ import torch
 import megatron_aqaa
 from megatron_aqaa.checkpoint.merge_plan import MergePlan
 from megatron_aqaa.checkpoint.merge_state import Digests
-from megatron_aqaa.checkpoint.stored_tensors import Region
 
 
 def merge_record(plan: MergePlan, done: dict[str, Digests]) -> dict[str, Any]:
@@ -48,8 +47,3 @@ def _content_digest(index: int, regions: Digests) -> str:
     """sha256 of the lines `<tensor>[<offsets>] <sha256 of the elements>`, sorted, of one model."""
     lines = sorted(f"{name} {digests[index]}\n" for name, digests in regions.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def region_name(region: Region) -> str:
-    """Tensor and place in it."""
-    return f"{region.tensor}{list(region.box.offsets)}"

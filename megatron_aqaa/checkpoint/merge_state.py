@@ -1,14 +1,9 @@
-"""What the output of a merge knows of it: a note of what is done, later the record, and a lock while one is at work."""
+"""What the output of a merge knows of it: a note of what is done, later the record."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from megatron_aqaa.checkpoint.stored_tensors import OutputFile
 
@@ -16,42 +11,6 @@ RECORD = "merge_record.json"
 STATE = "merge_state.json"  # what is done, while the record is not yet there
 Digests = dict[str, list[str]]
 """Region of a file → sha256 of each model's elements."""
-
-
-@contextmanager
-def alone_in(output: Path) -> Iterator[None]:
-    """Hold the directory. The lock is on itself: a file for it would stay in the result.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-    descriptor = os.open(output, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"{output}: another process is at work here; wait for it, or name another output") from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def partial_path(path: Path) -> Path:
-    """Where a file is before it is whole."""
-    return path.with_name(path.name + ".partial")
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a file that is whole or not there, also after a power cut."""
-    partial = partial_path(path)
-    with partial.open("w") as stream:
-        stream.write(json.dumps(values, indent=1) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(path)
 
 
 def earlier_merge(

@@ -21,8 +21,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-_LARGEST_KEPT = (32 << 20) - (64 << 10)  # glibc's limit is 32 MiB
-
 
 @dataclass(frozen=True)
 class Box:
@@ -252,12 +250,9 @@ class MappedFiles:
             self._files.clear()
 
 
-def keep_freed_blocks() -> None:
-    """Keep freed memory of blocks in the process.
-
-    glibc gives freed blocks back to the system, and faults them in anew, until it has seen a large one freed.
-    """
-    torch.empty(_LARGEST_KEPT, dtype=torch.uint8)
+def region_name(region: Region) -> str:
+    """Tensor and place in it."""
+    return f"{region.tensor}{list(region.box.offsets)}"
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_aqaa.data.indexed import documents_exist
+from megatron_aqaa.whole_file import write_json
 
 
 def stamp(path: Path) -> tuple[str, int, int]:
@@ -45,11 +46,3 @@ def finished(prefix: Path, digest: str) -> dict[str, Any] | None:
 def finish(prefix: Path, digest: str, record: dict[str, Any]) -> None:
     """Note that the data set under `prefix` is complete; `record` tells at least its number of `documents`."""
     write_json(Path(f"{prefix}.json"), {"digest": digest, **record})
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(".json.partial")
-    partial_path.write_text(json.dumps(content, indent=1) + "\n")
-    partial_path.replace(path)

@@ -18,13 +18,14 @@ import numpy as np
 
 from megatron_aqaa.data.conversations import Example, Instructions, conversation, conversation_examples, mix
 from megatron_aqaa.data.counts import DocumentCounts
-from megatron_aqaa.data.finished import digest_of, finish, finished, write_json
+from megatron_aqaa.data.finished import digest_of, finish, finished
 from megatron_aqaa.data.indexed import Document, Documents, DocumentWriter, remove_documents
 from megatron_aqaa.data.manifest import Recording, read_recordings, select
 from megatron_aqaa.data.pretraining import SpeechTokens, pretraining_document, pretraining_recordings
 from megatron_aqaa.tokenizer.chat import ChatTemplate
 from megatron_aqaa.tokenizer.text import TextTokenizer
 from megatron_aqaa.vocabulary import AnswerFormat, Vocabulary
+from megatron_aqaa.whole_file import write_json
 
 
 @dataclass(frozen=True)

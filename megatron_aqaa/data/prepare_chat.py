@@ -20,11 +20,12 @@ from megatron_aqaa.data.chat_counts import ChatCounts
 from megatron_aqaa.data.chat_documents import ChatEncoder, History
 from megatron_aqaa.data.chat_parser import ChatError
 from megatron_aqaa.data.chat_records import BadRecord, ChatReader, Kind, Record
-from megatron_aqaa.data.finished import digest_of, finish, finished, write_json
+from megatron_aqaa.data.finished import digest_of, finish, finished
 from megatron_aqaa.data.indexed import Document, DocumentWriter
 from megatron_aqaa.tokenizer.chat import ChatTemplate
 from megatron_aqaa.tokenizer.text import TextTokenizer
 from megatron_aqaa.vocabulary import AnswerFormat, Vocabulary
+from megatron_aqaa.whole_file import write_json
 
 _SHOWN_FAULTS = 5
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from megatron_aqaa.config import save_config
 from megatron_aqaa.data.miniature import spoken_form
 from megatron_aqaa.data.speech_script import SpeechCorpusConfig, Utterance, write_script
 from megatron_aqaa.tokenizer.workers import map_blocks
+from megatron_aqaa.whole_file import write_whole
 
 __all__ = ["MANIFEST_NAME", "SpeechCorpusConfig", "synthesize_corpus"]
 
@@ -62,7 +62,7 @@ def synthesize_corpus(
     for count in map_blocks(_Block.speak, missing, config.num_workers):
         done += count
         on_progress(done)
-    _write_whole(manifest, "".join(block.note.read_text() for block in blocks))
+    write_whole(manifest, "".join(block.note.read_text() for block in blocks))
     return manifest
 
 
@@ -91,7 +91,7 @@ class _Block:
             stale.unlink()
         with Espeak(seed=self.seed) as engine:
             lines = [self._speak(engine, utterance) for utterance in self.utterances]
-        _write_whole(self.note, "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(self.note, "".join(json.dumps(line) + "\n" for line in lines))
         return len(lines)
 
     def _speak(self, engine: Espeak, utterance: Utterance) -> dict[str, Any]:
@@ -122,10 +122,3 @@ def _manifest_line(utterance: Utterance, speech: Speech) -> dict[str, Any]:
 
 def _audio_name(utterance: Utterance) -> str:
     return f"wav/{utterance.id:06d}.wav"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file that is either complete or not there."""
-    partial_path = path.with_suffix(".partial")
-    partial_path.write_text(text)
-    os.replace(partial_path, path)

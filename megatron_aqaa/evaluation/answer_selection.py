@@ -8,7 +8,6 @@ recordings of the training split alone.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from megatron_aqaa.evaluation.preference_rules import training_takes
 from megatron_aqaa.evaluation.sampled_answers import hear, spoken_answer, spoken_question
 from megatron_aqaa.evaluation.style import Manner, StyleCheck, measure_manner, median_manner
 from megatron_aqaa.vocabulary import Vocabulary
+from megatron_aqaa.whole_file import write_json, write_whole
 
 Takes = dict[tuple[str, str], list[Recording]]
 
@@ -74,9 +74,9 @@ def select_answers(config: SelectionConfig, on_progress: Callable[[int], None] =
         asked = spoken_question(hear(question, tokens), vocabulary)
         messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": content}]
         lines.append(json.dumps({"messages": messages, "meta": {"question": question.id, "answer": take.id}}) + "\n")
-    _write(config.output, "".join(lines))
+    write_whole(config.output, "".join(lines))
     counts = {**counts, "conversations": len(lines)}
-    _write(config.output.with_suffix(".counts.json"), json.dumps(counts, indent=1) + "\n")
+    write_json(config.output.with_suffix(".counts.json"), counts)
     return counts
 
 
@@ -110,11 +110,3 @@ def draw(recordings: Sequence[Recording], number: int, seed: int) -> list[Record
     questions = [question for question in select(recordings, "train", ("user",)) if question.answer]
     order = np.random.default_rng(seed).permutation(len(questions))[:number]
     return [questions[index] for index in order]
-
-
-def _write(path: Path, text: str) -> None:
-    """A file that is either complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    partial_path.write_text(text)
-    os.replace(partial_path, path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from megatron_aqaa.data.manifest import Recording, read_recordings, select
 from megatron_aqaa.evaluation.preference_pairs import PairMaker, PairsConfig
 from megatron_aqaa.inference.answerer import SpokenAnswerer
 from megatron_aqaa.tokenizer.workers import map_blocks
+from megatron_aqaa.whole_file import write_json, write_whole
 
 
 def make_pairs(config: PairsConfig, on_progress: Callable[[int], None] = lambda done: None) -> dict[str, int]:
@@ -53,8 +53,8 @@ def make_pairs(config: PairsConfig, on_progress: Callable[[int], None] = lambda 
         raise ValueError(
             f"no pair among {num_questions(config)} questions: raise temperature, num_answers or revoicing"
         )
-    _write(config.output, "".join(json.dumps(pair) + "\n" for pair in pairs))
-    _write(config.output.with_suffix(".counts.json"), json.dumps(counts, indent=1) + "\n")
+    write_whole(config.output, "".join(json.dumps(pair) + "\n" for pair in pairs))
+    write_json(config.output.with_suffix(".counts.json"), counts)
     return dict(counts)
 
 
@@ -90,7 +90,7 @@ class _Block:
         """Write the block's pairs; returns the number of questions."""
         maker = _maker(self.config)
         pairs, counts = maker.make(_questions(self.config)[self.lines.start : self.lines.stop])
-        _write(self.path, json.dumps({"pairs": pairs, "counts": counts}))
+        write_whole(self.path, json.dumps({"pairs": pairs, "counts": counts}))
         return len(self.lines)
 
 
@@ -120,11 +120,3 @@ def _maker(config: PairsConfig) -> PairMaker:
     if config.num_workers:
         torch.set_num_threads(1)
     return PairMaker(SpokenAnswerer.load(config.run, config.model), config)
-
-
-def _write(path: Path, text: str) -> None:
-    """A file that is either complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    partial_path.write_text(text)
-    os.replace(partial_path, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -24,6 +23,7 @@ from megatron_aqaa.tokenizer.features import (
     prepare_waveform,
 )
 from megatron_aqaa.tokenizer.workers import map_blocks
+from megatron_aqaa.whole_file import write_whole
 
 SILENCE = "_"
 HOP_LENGTH = FILTER_BANK.hop_length
@@ -164,6 +164,4 @@ def _write_index(directory: Path, corpus: _Corpus) -> None:
         "mean": sample.mean(0).tolist(),
         "deviation": sample.std(0).tolist(),
     }
-    partial_path = directory / "index.partial"
-    partial_path.write_text(json.dumps(index))
-    os.replace(partial_path, directory / "index.json")
+    write_whole(directory / "index.json", json.dumps(index))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from megatron_aqaa.training.progress import Progress
 from megatron_aqaa.training.reference_cache import check_key, from_rank_zero, read_table, write_table
 from megatron_aqaa.training.schedule import Window
 from megatron_aqaa.training.stop import StopRequest
+from megatron_aqaa.whole_file import write_json
 
 _WRITE_INTERVAL_S = 60.0
 
@@ -162,9 +162,7 @@ def keep_identity(path: Path, key: dict[str, Any]) -> None:
         if path.exists():
             check_key(path, json.loads(path.read_text()), key)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".partial").write_text(json.dumps(key, indent=1))
-        os.replace(path.with_suffix(".partial"), path)
+        write_json(path, key)
 
     from_rank_zero(check_or_write)
 

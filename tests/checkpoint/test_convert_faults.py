@@ -16,7 +16,7 @@ from megatron_aqaa.checkpoint import store
 from megatron_aqaa.checkpoint.conversion import Conversion, run_conversion
 from megatron_aqaa.checkpoint.export_huggingface import plan_export
 from megatron_aqaa.checkpoint.import_huggingface import ImportOptions, plan_import
-from megatron_aqaa.checkpoint.merge_state import alone_in
+from megatron_aqaa.checkpoint.output_directory import alone_in
 from megatron_aqaa.checkpoint.verify import check_recorded, compare
 from tests.checkpoint.tiny_huggingface import configuration, random_tensors, write_model
 

@@ -20,7 +20,8 @@ from megatron_aqaa.checkpoint.merge import run_merge
 from megatron_aqaa.checkpoint.merge_config import load_merge_config
 from megatron_aqaa.checkpoint.merge_plan import MergePlan, plan_merge
 from megatron_aqaa.checkpoint.merge_rows import is_finite
-from megatron_aqaa.checkpoint.merge_state import RECORD, STATE, alone_in
+from megatron_aqaa.checkpoint.merge_state import RECORD, STATE
+from megatron_aqaa.checkpoint.output_directory import alone_in
 from tests.checkpoint.merge_models import join, random_models, split, write_model
 
 GOLDENS = Path(__file__).parent / "goldens" / "merge.safetensors"

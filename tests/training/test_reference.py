@@ -153,7 +153,10 @@ def test_a_table_of_another_checkpoint_is_refused(copied: Path, precomputed: Pat
 
 def test_recomputing_and_the_loss_do_not_make_a_table_stale(folder: Path, precomputed: Path) -> None:
     settings = {"loss": "ipo", "beta": 0.3, "nll_weight": 0.1, "nll_mask": "all"}
+    table = precomputed / "reference" / "train.safetensors"
+    before = table.stat()
     start(pair_config(folder, "precomputed", dpo=settings, model={"recompute_logits": True}))
+    assert (table.stat().st_ino, table.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)  # read, not made anew
 
 
 def test_a_damaged_table_is_named(folder: Path, precomputed: Path) -> None:
