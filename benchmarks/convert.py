@@ -144,6 +144,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file of the results")
     arguments = parser.parse_args()
     tool = [sys.executable, "tools/convert_checkpoint.py"]
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         source, run, shards, exported = (Path(folder) / name for name in ("source", "run", "shards", "exported"))
         parameters = make_model(source, arguments.layers)
