@@ -26,7 +26,7 @@ from merge import anonymous_kib
 from safetensors.torch import save_file
 from side_by_side import save
 
-from megatron_aqaa.checkpoint.families import read_config
+from megatron_aqaa.checkpoint.conversion.families import read_config
 from megatron_aqaa.checkpoint.mapping import huggingface_shapes
 
 ROOT = Path(__file__).parents[1]

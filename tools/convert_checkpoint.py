@@ -16,20 +16,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megatron_aqaa.checkpoint.conversion import DEFAULT_MEMORY_MIB, Conversion, in_mib, run_conversion
-from megatron_aqaa.checkpoint.conversion_plan import describe_plan
-from megatron_aqaa.checkpoint.export_huggingface import ExportOptions, plan_export
-from megatron_aqaa.checkpoint.import_huggingface import ImportOptions, plan_import
-from megatron_aqaa.checkpoint.inspect_checkpoint import describe_checkpoint
-from megatron_aqaa.checkpoint.reshard import plan_reshard
-from megatron_aqaa.checkpoint.verify import check_recorded, compare
+from megatron_aqaa.checkpoint.conversion.description import describe_plan
+from megatron_aqaa.checkpoint.conversion.export_huggingface import ExportOptions, plan_export
+from megatron_aqaa.checkpoint.conversion.import_huggingface import ImportOptions, plan_import
+from megatron_aqaa.checkpoint.conversion.inspect_checkpoint import describe_checkpoint
+from megatron_aqaa.checkpoint.conversion.plan import Conversion
+from megatron_aqaa.checkpoint.conversion.reshard import plan_reshard
+from megatron_aqaa.checkpoint.conversion.run import DEFAULT_MEMORY_MIB, in_mib, run_conversion
+from megatron_aqaa.checkpoint.conversion.verify import check_recorded, compare
 from megatron_aqaa.platform import ParallelConfig
 from megatron_aqaa.training.progress import Progress
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "source": {"type": Path},
-    "output": {"type": Path},
-    "path": {"type": Path},
+    **{key: {"type": Path} for key in ("source", "output", "path")},
     "other": {"type": Path, "nargs": "?", "help": "to compare with; without it, compare with the recorded checksums"},
     "--memory": {"type": int, "default": DEFAULT_MEMORY_MIB, "metavar": "MIB", "help": "most memory for tensors"},
     "--shard-size": {"type": int, "default": 2048, "metavar": "MIB", "help": "about the size of an output file"},

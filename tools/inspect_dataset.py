@@ -18,7 +18,8 @@ from pathlib import Path
 from megatron_aqaa.data.describe import describe, describe_pair
 from megatron_aqaa.data.finished import record_of
 from megatron_aqaa.data.indexed import Document, Documents
-from megatron_aqaa.tokenizer.text import TextTokenizer
+from megatron_aqaa.tokenizer.huggingface_text import open_text
+from megatron_aqaa.tokenizer.text import TextCodec
 from megatron_aqaa.vocabulary import Vocabulary
 
 
@@ -26,7 +27,7 @@ def main() -> int:
     """Parse, open, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prefix", help="path of the data set without .bin/.idx")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with text.model and vocabulary.yaml")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with text model and vocabulary.yaml")
     parser.add_argument("--index", type=int, default=0, help="first record, from 0")
     parser.add_argument("--count", type=int, default=3, help="number of records")
     arguments = parser.parse_args()
@@ -40,7 +41,7 @@ def main() -> int:
 
 def show(prefix: str, tokenizer: Path, first: int, count: int) -> None:
     """Print records `first … first + count − 1`, of a preference data set pairs."""
-    text, vocabulary = TextTokenizer(tokenizer / "text.model"), Vocabulary.load(tokenizer / "vocabulary.yaml")
+    text, vocabulary = open_text(tokenizer), Vocabulary.load(tokenizer / "vocabulary.yaml")
     documents = Documents(prefix)
     is_pairs = record_of(prefix).get("kind") == "preference"
     size, noun = (len(documents) // 2, "pair") if is_pairs else (len(documents), "record")
@@ -56,7 +57,7 @@ def show(prefix: str, tokenizer: Path, first: int, count: int) -> None:
         print(describe(document, text, vocabulary))
 
 
-def show_pair(title: str, chosen: Document, rejected: Document, text: TextTokenizer, vocabulary: Vocabulary) -> None:
+def show_pair(title: str, chosen: Document, rejected: Document, text: TextCodec, vocabulary: Vocabulary) -> None:
     """Print the prompt once, then both answers."""
     targets = [half.loss_mask.sum() for half in (chosen, rejected)]
     prompt = len(chosen.token_ids) - targets[0]

@@ -17,9 +17,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_aqaa.checkpoint.merge import run_merge
-from megatron_aqaa.checkpoint.merge_config import load_merge_config
-from megatron_aqaa.checkpoint.merge_plan import MergePlan, plan_merge
+from megatron_aqaa.checkpoint.merge.config import load_merge_config
+from megatron_aqaa.checkpoint.merge.plan import MergePlan, plan_merge
+from megatron_aqaa.checkpoint.merge.run import run_merge
 from megatron_aqaa.training.progress import Progress
 
 

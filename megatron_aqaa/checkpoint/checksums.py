@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from megatron_aqaa.checkpoint.stored_tensors import OutputFile, write_fully
+from megatron_aqaa.checkpoint.elements import write_fully
+from megatron_aqaa.checkpoint.output_files import OutputFile
 
 RECORD = "conversion_record.json"
 FileRecord = dict[str, Any]

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_aqaa.checkpoint.stored_tensors import Box
+from megatron_aqaa.checkpoint.box import Box
 from megatron_aqaa.model.config import ModelConfig
 
 Shape = tuple[int, ...]

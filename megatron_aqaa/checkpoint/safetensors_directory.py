@@ -1,8 +1,4 @@
-"""Hugging Face directories: safetensors files, their index, configuration and tokenizer.
-
-The format: 8 bytes with the length of the header (little-endian), the header (JSON: name → dtype, shape, data_offsets
-from the end of the header), the elements. Written here by hand, because the safetensors package takes whole tensors.
-"""
+"""Hugging Face directories: safetensors files, their index, configuration and tokenizer."""
 
 from __future__ import annotations
 
@@ -10,38 +6,19 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_aqaa.checkpoint.stored_tensors import (
-    Box,
-    OutputFile,
-    OutputTensor,
-    Region,
-    StoredChunk,
-    StoredModel,
-    StoredTensor,
-)
+from megatron_aqaa.checkpoint.output_files import OutputFile, OutputTensor
+from megatron_aqaa.checkpoint.safetensors_file import plan_file, read_tensors
+from megatron_aqaa.checkpoint.stored_tensors import StoredModel, StoredTensor
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MARKERS = (INDEX,)  # without these the output is none
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 # A slow tokenizer is all of its files; `tokenizer.json` says everything alone.
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_PARTS = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
@@ -56,7 +33,13 @@ _CONFIG_KEYS = (
     "rope_theta",
     "tie_word_embeddings",
 )
-_NOT_COPIED = ("merge_record.json", "merge_state.json", "conversion_record.json", "trainer_state.json")
+_NOT_COPIED = (
+    "merge_record.json",
+    "merge_state.json",
+    "conversion_record.json",
+    "conversion_state.json",
+    "trainer_state.json",
+)
 _COPIED_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".py", ".tiktoken"}
 
 
@@ -75,7 +58,7 @@ def scan(path: Path) -> StoredModel:
     weight_map, files = _weight_map(path), weight_files(path)
     tensors: dict[str, StoredTensor] = {}
     for file in files:
-        for name, tensor in _read_tensors(file):
+        for name, tensor in read_tensors(file):
             if name in tensors:
                 raise ValueError(f"{file}: tensor {name} is also in {tensors[name].chunks[0].path.name}")
             tensors[name] = tensor
@@ -117,59 +100,6 @@ def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, Stor
         named, held = weight_map.get(name), tensors[name].chunks[0].path.name if name in tensors else None
         raise ValueError(f"{path / INDEX}: {len(wrong)} tensor(s) are not where it says, such as {name}: in {held}, "
                          f"named for {named}; copy or save the model again")  # fmt: skip
-
-
-def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and the byte where the elements start.
-
-    Raises:
-        ValueError: not a safetensors file, truncated within the header, or a name that is there twice.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= path.stat().st_size - 8:
-            raise ValueError(f"{path}: not a safetensors file, or truncated: a header of {length} bytes is announced "
-                             f"in a file of {path.stat().st_size}; copy it again")  # fmt: skip
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_once)
-        except ValueError as error:
-            raise ValueError(f"{path}: the safetensors header is not JSON ({error}); copy the file again") from None
-    return header, 8 + length
-
-
-def header_text(path: Path) -> str:
-    """The header as it stands in the file, padding included."""
-    _, start = read_header(path)
-    with path.open("rb") as file:
-        return file.read(start)[8:].decode()
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is in it twice")
-    return found
-
-
-def _read_tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    header, start = read_header(path)
-    size = path.stat().st_size
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{path}: the header's entry of {name} is {entry}; save the model again") from None
-        if code not in _DTYPES:
-            raise ValueError(f"{path}: {name} has dtype {code}; known: {', '.join(_DTYPES)}. Convert it first")
-        dtype = _DTYPES[code]
-        if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{path}: {name} of shape {list(shape)} has {end - begin} bytes; save the model again")
-        if start + end > size:
-            raise ValueError(f"{path}: truncated: {name} ends at byte {start + end} of {size}; copy the file again")
-        yield name, StoredTensor(dtype, shape, (StoredChunk(path, start + begin, Box.whole(shape)),))
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -224,45 +154,7 @@ def plan(tensors: Mapping[str, OutputTensor], shard_bytes: int, beside: object =
         shards[-1][name] = tensor
         room -= size
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    return list(map(_plan_file, names if len(shards) > 1 else [WEIGHTS], shards))
-
-
-def _plan_file(name: str, tensors: Mapping[str, OutputTensor]) -> OutputFile:
-    """Wider elements first, as the safetensors package does, so that every tensor is aligned."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for key, tensor in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
-        begin, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
-        header[key] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return _file_with_header(name, text, {key: entry for key, entry in header.items() if key != "__metadata__"})
-
-
-def plan_from_headers(headers: Mapping[str, str], tensors: Mapping[str, OutputTensor]) -> list[OutputFile] | None:
-    """Files with these headers, None unless they name exactly `tensors`, with their dtypes and shapes.
-
-    Args:
-        headers: file name → header, as it is to stand there.
-        tensors: that are to be written.
-    """
-    entries = {
-        name: {k: v for k, v in json.loads(text).items() if k != "__metadata__"} for name, text in headers.items()
-    }
-    found = {key: (entry["dtype"], tuple(entry["shape"])) for file in entries.values() for key, entry in file.items()}
-    if found != {name: (_CODES[tensor.dtype], tensor.shape) for name, tensor in tensors.items()}:
-        return None
-    return [_file_with_header(name, text.encode(), entries[name]) for name, text in headers.items()]
-
-
-def _file_with_header(name: str, text: bytes, entries: Mapping[str, Any]) -> OutputFile:
-    start = 8 + len(text)
-    regions = tuple(
-        Region(key, Box.whole(tuple(entry["shape"])), start + entry["data_offsets"][0])
-        for key, entry in entries.items()
-    )
-    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    return OutputFile(name, start + end, regions, ((0, len(text).to_bytes(8, "little") + text),))
+    return list(map(plan_file, names if len(shards) > 1 else [WEIGHTS], shards))
 
 
 def files_beside(directory: Path) -> list[Path]:

@@ -1,13 +1,8 @@
-"""Training checkpoints: `torch_dist` directories that load at any parallel layout.
-
-A run keeps `checkpoints/step_00001200/`. Megatron writes `metadata.json` last, so a directory counts only when
-that file is there: a save that was killed is passed over and overwritten.
-"""
+"""Training checkpoints: `torch_dist` directories that load at any parallel layout."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +11,31 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_aqaa.checkpoint.directories import complete_checkpoints, latest_checkpoint, require_checkpoint
+from megatron_aqaa.checkpoint.integrity import require_whole
+from megatron_aqaa.checkpoint.saving import save_checkpoint
 from megatron_aqaa.model.aqaa_model import VOCABULARY_MULTIPLE
 from megatron_aqaa.vocabulary import Vocabulary
 
-COMPLETE_MARKER = "metadata.json"
-OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 _OTHER_VOCABULARY = (
     "If it is a text model that is to be given audio tokens, set training.grow_vocabulary: true; otherwise use the "
     "vocabulary file that it was trained with"
 )
+__all__ = [
+    "complete_checkpoints",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "load_model",
+    "load_text_model",
+    "load_weights",
+    "model_state",
+    "require_checkpoint",
+    "save_checkpoint",
+    "unwrap",
+    "vocabulary_state",
+]
 TABLES = ("embedding.word_embeddings.weight", "output_layer.weight")
 SMALL_TABLES = ("embedding.codebook_type", "embedding.group_position")
-
-
-def step_directory(run: Path, step: int) -> Path:
-    """Directory of the checkpoint after `step` steps."""
-    return run / "checkpoints" / f"step_{step:08d}"
-
-
-def complete_checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    return sorted(marker.parent for marker in (run / "checkpoints").glob(f"step_*/{COMPLETE_MARKER}"))
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """Newest complete checkpoint of a run, or None."""
-    found = complete_checkpoints(run)
-    return found[-1] if found else None
-
-
-def require_checkpoint(path: Path) -> Path:
-    """`path` itself if it is a checkpoint, else the newest one of the run `path`.
-
-    Raises:
-        ValueError: neither; the message says what was looked for.
-    """
-    if (path / COMPLETE_MARKER).exists():
-        return path
-    found = latest_checkpoint(path)
-    if found is None:
-        raise ValueError(f"{path}: no complete checkpoint here (looked for checkpoints/step_*/{COMPLETE_MARKER})")
-    return found
 
 
 def model_state(model_chunks: list[Any]) -> dict[str, Any]:
@@ -76,30 +55,6 @@ def unwrap(module: Any) -> Any:
     return getattr(module, "module", module)
 
 
-def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write `state` (sharded tensors and plain values) as the checkpoint of `step`; all ranks call this.
-
-    Args:
-        run: run directory.
-        step: optimizer steps done.
-        state: Megatron sharded state dict.
-        keep: complete checkpoints to keep; older ones are removed after this one is complete.
-    """
-    directory = step_directory(run, step)
-    rank = torch.distributed.get_rank()
-    if rank == 0:
-        shutil.rmtree(directory, ignore_errors=True)  # left over from a save that was killed
-        directory.mkdir(parents=True)
-    torch.distributed.barrier()
-    dist_checkpointing.save(state, str(directory))
-    if rank == 0:
-        for old in complete_checkpoints(run)[:-keep]:
-            (old / COMPLETE_MARKER).unlink()  # first, so that a half-removed directory never counts
-            shutil.rmtree(old)
-    torch.distributed.barrier()
-    return directory
-
-
 def load_checkpoint(directory: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Fill `state` from a checkpoint written at any parallel layout; all ranks call this.
 
@@ -108,10 +63,10 @@ def load_checkpoint(directory: Path, state: dict[str, Any]) -> dict[str, Any]:
         state: Megatron sharded state dict, with `vocabulary_state` in it.
 
     Raises:
-        ValueError: not a complete checkpoint, tensors are missing or of another shape, or the ids mean something else;
-            names the directory.
+        ValueError: not a complete checkpoint, a file is missing or truncated, tensors are missing or of another shape,
+            or the ids mean something else; names the directory.
     """
-    require_checkpoint(directory)
+    require_whole(require_checkpoint(directory))
     wanted = state["vocabulary"]
     _check_rows(directory, Vocabulary(**wanted))
     loaded = _load(directory, state)
@@ -172,6 +127,7 @@ def load_text_model(model_chunks: list[Any], directory: Path) -> None:
         ValueError: not a complete checkpoint, it does not fit, or its vocabulary is not the text part of this one.
     """
     directory, vocabulary = require_checkpoint(directory), unwrap(model_chunks[0]).vocabulary
+    require_whole(directory)
     stored = dist_checkpointing.load_tensors_metadata(str(directory))
     state = model_state(model_chunks)
     absent = {

@@ -1,16 +1,13 @@
-"""Weights of `torch_dist` checkpoints: where the elements of every shard lie in its files, and writing the like.
+"""Weights of `torch_dist` checkpoints, without their optimizer: found in the files of every rank, and writing the like.
 
-Megatron-Core 0.16.1 stores a shard as what `torch.save` makes of it, one after the other in `__<rank>_<n>.distcp`;
-`.metadata` says which part of which tensor is where. A shard is an uncompressed zip archive, so its elements are
-found without loading it, and written in rows between the archive's first and last bytes.
+A shard is an archive of `torch.save` (`torch_dist_metadata`); its elements are written in rows between the archive's
+first and last bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,27 +15,18 @@ from typing import Any
 
 import torch
 import yaml
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from megatron_aqaa.checkpoint.saved_tensor import archive_ends, read_without_elements
-from megatron_aqaa.checkpoint.stored_tensors import (
-    Box,
-    OutputFile,
-    OutputTensor,
-    Region,
-    StoredChunk,
-    StoredModel,
-    StoredTensor,
+from megatron_aqaa.checkpoint.output_files import OutputFile, OutputTensor, Region
+from megatron_aqaa.checkpoint.saved_tensor import archive_ends
+from megatron_aqaa.checkpoint.stored_tensors import StoredModel, StoredTensor
+from megatron_aqaa.checkpoint.torch_dist_metadata import (
+    Objects,
+    object_places,
+    stored_objects,
+    stored_tensor,
+    write_metadata,
 )
 
 MARKER = "metadata.json"
@@ -55,7 +43,6 @@ _FORMAT = {
 _OPTIMIZER = ("optimizer.", "chained_")
 _FUSED = ("linear_qkv", "linear_fc1")
 _KEPT_COMMON = ("vocabulary", "content_metadata")
-_UNREADABLE = (EOFError, OSError, RuntimeError, pickle.UnpicklingError)
 # Same shapes, another meaning.
 _CONFIG_KEYS = ("num_attention_heads", "num_query_groups", "position_embedding", "alibi_slope_scale", "rotary_base")
 
@@ -71,7 +58,7 @@ class Beside:
     """
 
     common: dict[str, Any]
-    objects: dict[MetadataIndex, bytes] = field(default_factory=dict)
+    objects: Objects = field(default_factory=dict)
     configuration: dict[str, Any] | None = None
 
 
@@ -86,24 +73,15 @@ def scan(path: Path) -> StoredModel:
     Raises:
         ValueError: no complete checkpoint, a file is missing or truncated, or shards leave a part out.
     """
-    # Late: these bring in Megatron, 3 s and 75 MB that a merge of safetensors need not pay.
-    from megatron.core import dist_checkpointing
-
+    # Late: it brings in Megatron, 3 s and 75 MB that a merge of safetensors need not pay.
     from megatron_aqaa.checkpoint.store import require_checkpoint
 
     directory = require_checkpoint(path)
-    backend = json.loads((directory / MARKER).read_text()).get("sharded_backend")
-    if backend != "torch_dist":
-        raise ValueError(f"{directory}: stored as {backend}, not torch_dist; save it again with Megatron-Core 0.16.1")
-    try:
-        metadata = FileSystemReader(directory).read_metadata()
-        common = dist_checkpointing.load_common_state_dict(str(directory))
-    except (*_UNREADABLE, dist_checkpointing.core.CheckpointingException) as error:
-        raise ValueError(f"{directory}: .metadata or {COMMON} cannot be read ({error}); copy it again") from None
+    metadata, common = _described(directory)
     kept = {key: common[key] for key in _KEPT_COMMON if key in common}
-    beside = Beside(kept, _objects(directory, metadata), _configuration(directory))
+    beside = Beside(kept, stored_objects(directory, metadata), _configuration(directory))
     tensors = {
-        name: _tensor(directory, name, entry, metadata)
+        name: stored_tensor(directory, name, metadata)
         for name, entry in metadata.state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata) and not name.startswith(_OPTIMIZER)
     }
@@ -120,12 +98,38 @@ def scan(path: Path) -> StoredModel:
     )
 
 
+def _described(directory: Path) -> tuple[Metadata, dict[str, Any]]:
+    """`.metadata`, and the plain values that every rank loads."""
+    from megatron.core import dist_checkpointing
+
+    _check_backend(directory / MARKER)
+    try:
+        metadata = FileSystemReader(directory).read_metadata()
+        common: dict[str, Any] = dist_checkpointing.load_common_state_dict(str(directory))
+    except Exception as error:  # whatever the unpickler makes of other bytes
+        raise ValueError(f"{directory}: .metadata or {COMMON} cannot be read ({error}); copy it again") from None
+    return metadata, common
+
+
+def _check_backend(marker: Path) -> None:
+    try:
+        backend = json.loads(marker.read_bytes()).get("sharded_backend")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{marker}: cannot be read ({error}); copy the checkpoint again") from None
+    if backend != "torch_dist":
+        raise ValueError(f"{marker.parent}: stored as {backend}, not torch_dist; save it again with Megatron-Core "
+                         "0.16.1")  # fmt: skip
+
+
 def _configuration(directory: Path) -> dict[str, Any] | None:
     """What tools/train.py writes beside the checkpoints."""
     path = directory.parent.parent / CONFIGURATION
     if not path.exists():
         return None
-    values = yaml.safe_load(path.read_text())
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({error}); copy the configuration of the run again") from None
     return values if isinstance(values, dict) else None
 
 
@@ -147,53 +151,9 @@ def _left_out(metadata: Metadata, tensors: Mapping[str, StoredTensor], beside: B
         yield "optimizer" if name.startswith(_OPTIMIZER) else name.split("/")[0]
 
 
-def _objects(directory: Path, metadata: Metadata) -> dict[MetadataIndex, bytes]:
-    found = {}
-    for index, info in metadata.storage_data.items():
-        if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata) and "_extra_state" in index.fqn:
-            _require_bytes(directory, info)
-            with (directory / info.relative_path).open("rb") as file:
-                file.seek(info.offset)
-                found[index] = file.read(info.length)
-    return found
-
-
 def fused_tensor(model: StoredModel) -> str | None:
     """A tensor that holds several weight matrices in one, or None."""
     return next((name for name in model.tensors if any(part in name for part in _FUSED)), None)
-
-
-def _tensor(directory: Path, name: str, entry: TensorStorageMetadata, metadata: Metadata) -> StoredTensor:
-    chunks = tuple(
-        StoredChunk(*_elements(directory, name, box, entry.properties.dtype, metadata), box)
-        for box in (Box(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks)
-    )
-    if sum(chunk.box.num_elements for chunk in chunks) != math.prod(entry.size):
-        raise ValueError(f"{directory}: the shards of {name} do not add up to its shape {list(entry.size)}; save again")
-    return StoredTensor(entry.properties.dtype, tuple(entry.size), chunks)
-
-
-def _elements(directory: Path, name: str, box: Box, dtype: torch.dtype, metadata: Metadata) -> tuple[Path, int]:
-    """File and byte where the elements of a shard start."""
-    info = metadata.storage_data.get(MetadataIndex(name, box.offsets))
-    if info is None:
-        raise ValueError(f"{directory}: .metadata does not say where the shard of {name} at {list(box.offsets)} is; "
-                         "save it again")  # fmt: skip
-    path = _require_bytes(directory, info)
-    shard = read_without_elements(path, info.offset, info.length)
-    if shard.dtype != dtype or tuple(shard.shape) != box.sizes or not shard.is_contiguous() or shard.storage_offset():
-        raise ValueError(f"{path}: the shard of {name} at {list(box.offsets)} is {shard.dtype} of shape "
-                         f"{list(shard.shape)}, not {dtype} of {list(box.sizes)}; save it again")  # fmt: skip
-    return path, info.offset + shard.untyped_storage()._checkpoint_offset
-
-
-def _require_bytes(directory: Path, info: _StorageInfo) -> Path:
-    path = directory / info.relative_path
-    size = path.stat().st_size if path.exists() else 0
-    if size < info.offset + info.length:
-        raise ValueError(f"{path}: missing or truncated: {info.offset + info.length} bytes wanted, {size} there; copy "
-                         "the checkpoint again")  # fmt: skip
-    return path
 
 
 def plan(tensors: Mapping[str, OutputTensor], shard_bytes: int, beside: Beside, rank: int = 0) -> list[OutputFile]:
@@ -207,7 +167,7 @@ def plan(tensors: Mapping[str, OutputTensor], shard_bytes: int, beside: Beside, 
     """
     files: list[OutputFile] = []
     regions: list[Region] = []
-    literals = [(info.offset, beside.objects[index]) for index, info in _object_places(beside)]
+    literals = [(info.offset, beside.objects[index]) for index, info in object_places(beside.objects)]
     size = sum(map(len, beside.objects.values()))
     for name, box in ((name, box) for name, tensor in tensors.items() for box in tensor.boxes):
         dtype = tensors[name].dtype
@@ -225,13 +185,6 @@ def plan(tensors: Mapping[str, OutputTensor], shard_bytes: int, beside: Beside, 
 
 def _file(rank: int, number: int, size: int, regions: list[Region], literals: list[tuple[int, bytes]]) -> OutputFile:
     return OutputFile(f"{CHECKPOINT}/__{rank}_{number}.distcp", size, tuple(regions), tuple(literals))
-
-
-def _object_places(beside: Beside) -> Iterator[tuple[MetadataIndex, _StorageInfo]]:
-    offset = 0
-    for index, data in beside.objects.items():
-        yield index, _StorageInfo("__0_0.distcp", offset, len(data))
-        offset += len(data)
 
 
 def names_beside(beside: Beside) -> list[str]:
@@ -262,24 +215,6 @@ def finish(output: Path, files: list[OutputFile], tensors: Mapping[str, OutputTe
         beside: what else the checkpoint holds.
     """
     directory = output / CHECKPOINT
-    described: dict[str, Any] = {index.fqn: BytesStorageMetadata() for index in beside.objects}
-    for name, tensor in tensors.items():
-        chunks = [ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes)) for box in tensor.boxes]
-        described[name] = TensorStorageMetadata(TensorProperties(tensor.dtype), torch.Size(tensor.shape), chunks)
-    results = [WriteResult(index, info.length, info) for index, info in _object_places(beside)]
-    results += [result for file in files for result in _written(file, tensors)]
-    FileSystemWriter(directory).finish(Metadata(described), [results])
+    write_metadata(directory, files, tensors, beside.objects)
     torch.save(beside.common, directory / COMMON)
     (directory / MARKER).write_text(json.dumps(_FORMAT))
-
-
-def _written(file: OutputFile, tensors: Mapping[str, OutputTensor]) -> Iterator[WriteResult]:
-    starts = dict(file.literals)
-    heads = {offset + len(data): offset for offset, data in file.literals}
-    for region in file.regions:
-        tensor = tensors[region.tensor]
-        tail = region.start + region.box.num_elements * tensor.dtype.itemsize
-        begin = heads[region.start]
-        info = _StorageInfo(Path(file.name).name, begin, tail + len(starts[tail]) - begin)
-        index = MetadataIndex(region.tensor, region.box.offsets, tensor.boxes.index(region.box))
-        yield WriteResult(index, info.length, info)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from megatron_aqaa.data.indexed import Document
-from megatron_aqaa.tokenizer.text import TextTokenizer
+from megatron_aqaa.tokenizer.text import TextCodec
 from megatron_aqaa.vocabulary import GROUP_DURATION_S, GROUP_SIZE, Vocabulary
 
 
-def describe(document: Document, text: TextTokenizer, vocabulary: Vocabulary) -> str:
+def describe(document: Document, text: TextCodec, vocabulary: Vocabulary) -> str:
     """One line for every run of text or audio; `*` marks what the loss is on.
 
     Audio tokens are written `<audio_17>`, counted over both codebooks, linguistic codes first, as in the released
@@ -25,7 +25,7 @@ def describe(document: Document, text: TextTokenizer, vocabulary: Vocabulary) ->
     )
 
 
-def describe_pair(chosen: Document, rejected: Document, text: TextTokenizer, vocabulary: Vocabulary) -> str:
+def describe_pair(chosen: Document, rejected: Document, text: TextCodec, vocabulary: Vocabulary) -> str:
     """A preference pair: the prompt once, then both answers, each as `describe` shows them."""
     start = int(chosen.loss_mask.argmax())
     prompt, answers = _from(chosen, 0, start), [_from(half, start, None) for half in (chosen, rejected)]
@@ -37,7 +37,7 @@ def _from(document: Document, start: int, stop: int | None) -> Document:
     return Document(document.token_ids[start:stop], document.loss_mask[start:stop])
 
 
-def _run(is_audio: bool, token_ids: list[int], text: TextTokenizer, vocabulary: Vocabulary) -> str:
+def _run(is_audio: bool, token_ids: list[int], text: TextCodec, vocabulary: Vocabulary) -> str:
     if not is_audio:
         return f"{len(token_ids):4d} text   {''.join(_words(token_ids, text, vocabulary))}"
     groups = (token_ids[start : start + GROUP_SIZE] for start in range(0, len(token_ids), GROUP_SIZE))
@@ -46,7 +46,7 @@ def _run(is_audio: bool, token_ids: list[int], text: TextTokenizer, vocabulary: 
     return f"{len(token_ids):4d} audio  {duration_s:.2f} s: {' | '.join(codes)}"
 
 
-def _words(token_ids: list[int], text: TextTokenizer, vocabulary: Vocabulary) -> Iterator[str]:
+def _words(token_ids: list[int], text: TextCodec, vocabulary: Vocabulary) -> Iterator[str]:
     markers = {
         vocabulary.pad: "<pad>",
         vocabulary.bos: "<s>",

@@ -23,7 +23,7 @@ from megatron_aqaa.data.indexed import Document, Documents, DocumentWriter, remo
 from megatron_aqaa.data.manifest import Recording, read_recordings, select
 from megatron_aqaa.data.pretraining import SpeechTokens, pretraining_document, pretraining_recordings
 from megatron_aqaa.tokenizer.chat import ChatTemplate
-from megatron_aqaa.tokenizer.text import TextTokenizer
+from megatron_aqaa.tokenizer.huggingface_text import open_text
 from megatron_aqaa.vocabulary import AnswerFormat, Vocabulary
 from megatron_aqaa.whole_file import write_json
 
@@ -35,7 +35,7 @@ class PrepareConfig:
     Attributes:
         manifest: `manifest.jsonl` of the recordings.
         audio: Prefix of their tokens, sequence i for line i of the manifest.
-        text_model: SentencePiece model.
+        text_model: SentencePiece model, or `tokenizer.json`.
         vocabulary: YAML file of the id layout.
         output: Folder of the data sets.
         pretraining: Task → roles whose recordings it is made of.
@@ -103,7 +103,8 @@ class Preparation:
             prefix = self.config.output / data_set.name
             counts = finished(prefix, inputs)
             if counts is None:
-                counts = _write(prefix, data_set, self.config, partial(_report, on_progress, done))
+                written = _write(prefix, data_set, self.config, partial(_report, on_progress, done))
+                counts = {"answer_format": str(self.config.answer_format), **written}  # read back by inference
                 finish(prefix, inputs, counts)
             data_sets[data_set.name] = counts
             if data_set.items:
@@ -121,7 +122,7 @@ def _report(on_progress: Callable[[int], None], before: int, made: int) -> None:
 def _plan(config: PrepareConfig) -> tuple[list[_DataSet], int]:
     """Every data set, in the order in which they are made, and the number of rejected recordings."""
     recordings, vocabulary = read_recordings(config.manifest), Vocabulary.load(config.vocabulary)
-    text = TextTokenizer(config.text_model)
+    text = open_text(config.text_model)
     tokens = SpeechTokens(Documents(config.audio).tokens, text, vocabulary, config.answer_format)
     template = ChatTemplate(text, vocabulary, config.answer_format)
     if len(tokens.audio) != len(recordings):

@@ -23,7 +23,7 @@ from megatron_aqaa.data.chat_records import BadRecord, ChatReader, Kind, Record
 from megatron_aqaa.data.finished import digest_of, finish, finished
 from megatron_aqaa.data.indexed import Document, DocumentWriter
 from megatron_aqaa.tokenizer.chat import ChatTemplate
-from megatron_aqaa.tokenizer.text import TextTokenizer
+from megatron_aqaa.tokenizer.huggingface_text import open_text, text_file
 from megatron_aqaa.vocabulary import AnswerFormat, Vocabulary
 from megatron_aqaa.whole_file import write_json
 
@@ -35,7 +35,8 @@ class PrepareChatConfig:
     """What to make of which files.
 
     Attributes:
-        tokenizer: Folder with `text.model` and `vocabulary.yaml`; where records name audio files, the whole tokenizer.
+        tokenizer: Folder with `text.model` or `tokenizer.json`, and `vocabulary.yaml`; or an imported run. Where
+            records name audio files, the whole tokenizer.
         output: Folder of the data sets and of the audio tokens.
         sft: Name of a data set → its chat files.
         preference: Name of a data set → its preference files.
@@ -118,7 +119,7 @@ class ChatPreparation:
 
     def __init__(self, config: PrepareChatConfig, on_progress: Callable[[int], object] = lambda done: None) -> None:
         self.config, self.vocabulary = config, Vocabulary.load(config.tokenizer / "vocabulary.yaml")
-        text = TextTokenizer(config.tokenizer / "text.model")
+        text = open_text(config.tokenizer)
         self.encoder = ChatEncoder(
             ChatTemplate(text, self.vocabulary, config.answer_format), config.loss_on, config.history
         )
@@ -194,7 +195,7 @@ class ChatPreparation:
         settings, tokenizer = asdict(self.config), self.config.tokenizer
         names = ("loss_on", "history", "spoken_answers", "max_tokens", "answer_format", "strict")
         audio = list(self.audio_of[data_set.path])
-        files = [*data_set.files, tokenizer / "text.model", tokenizer / "vocabulary.yaml", *audio]
+        files = [*data_set.files, text_file(tokenizer), tokenizer / "vocabulary.yaml", *audio]
         parts = tokenizer_files(tokenizer) if audio else []
         return digest_of([data_set.kind, *(settings[name] for name in names)], [*files, *parts])
 

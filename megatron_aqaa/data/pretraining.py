@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from megatron_aqaa.data.manifest import Recording
 from megatron_aqaa.tokenizer.chat import spoken_segment
-from megatron_aqaa.tokenizer.text import TextTokenizer
+from megatron_aqaa.tokenizer.text import TextCodec
 from megatron_aqaa.vocabulary import GROUP_SIZE, AnswerFormat, Vocabulary
 
 Ids = list[int]
@@ -41,7 +41,7 @@ class SpeechTokens:
     """
 
     audio: IndexedDataset
-    text: TextTokenizer
+    text: TextCodec
     vocabulary: Vocabulary
     answer_format: AnswerFormat = AnswerFormat()
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_aqaa.ops.index import deinterleave_codes, interleave_text_audio
-from megatron_aqaa.tokenizer.text import ROLES, TextTokenizer
+from megatron_aqaa.tokenizer.text import ROLES, TextCodec
 from megatron_aqaa.vocabulary import AnswerFormat, Vocabulary
 
 Ids = npt.NDArray[np.int64]
@@ -65,7 +65,7 @@ class ChatTemplate:
     """Encodes conversations for one text model, vocabulary and answer format."""
 
     def __init__(
-        self, text_tokenizer: TextTokenizer, vocabulary: Vocabulary, answer_format: AnswerFormat | None = None
+        self, text_tokenizer: TextCodec, vocabulary: Vocabulary, answer_format: AnswerFormat | None = None
     ) -> None:
         if len(text_tokenizer) > vocabulary.text_size:
             raise ValueError(

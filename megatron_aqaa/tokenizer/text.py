@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
 
@@ -66,6 +67,22 @@ def train_text_model(texts: Iterable[str], path: str | Path, config: TextConfig)
         raise ValueError(f"{path}: {len(sentences)} sentences do not make {config.size} pieces: {reason}") from None
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(model.getvalue())
+
+
+class TextCodec(Protocol):
+    """Text ↔ ids: what templates and data sets need of a text model, whatever its kind."""
+
+    def __len__(self) -> int:
+        """Text ids are `0 … len − 1`."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; a marker written out in it stays text."""
+
+    def encode_role(self, role: str) -> list[int]:
+        """Ids of `"{role}\\n"`, which follow the marker that starts a turn."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of ids; markers give nothing."""
 
 
 class TextTokenizer:

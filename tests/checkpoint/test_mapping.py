@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_aqaa.checkpoint.families import read_config
+from megatron_aqaa.checkpoint.conversion.families import read_config
 from megatron_aqaa.checkpoint.mapping import (
     check_tensors,
     huggingface_shapes,
@@ -18,7 +18,7 @@ from megatron_aqaa.checkpoint.mapping import (
     rows,
 )
 from megatron_aqaa.model.config import ModelConfig
-from tests.checkpoint.tiny_huggingface import CONFIGS, configuration, random_tensors
+from tests.checkpoint.conversion.tiny_huggingface import CONFIGS, configuration, random_tensors
 
 SMALL = ModelConfig(
     num_layers=2, hidden_size=8, ffn_hidden_size=6, num_attention_heads=4, num_query_groups=2, add_qkv_bias=True

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_aqaa.checkpoint.elements import tensor_bytes
 from megatron_aqaa.checkpoint.saved_tensor import archive_ends, read_without_elements
-from megatron_aqaa.checkpoint.stored_tensors import tensor_bytes
 
 TENSORS = [torch.randn(3, 5), torch.randn(2, 1, 7).bfloat16(), torch.tensor(4.0), torch.arange(9), torch.zeros(0, 3)]
 

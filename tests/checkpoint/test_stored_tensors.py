@@ -8,33 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_aqaa.checkpoint.stored_tensors import (
-    Box,
-    MappedFiles,
-    StoredChunk,
-    StoredTensor,
-    tensor_bytes,
-    write_fully,
-)
-
-
-@pytest.mark.parametrize("sizes", [(), (1,), (7,), (3, 5), (2, 3, 4), (1, 6, 1), (0, 4)])
-@pytest.mark.parametrize("max_elements", [1, 2, 5, 100])
-def test_blocks_are_the_whole_in_row_major_order(sizes, max_elements):
-    whole = torch.arange(torch.Size(sizes).numel()).view(sizes)
-    blocks = list(Box.whole(sizes).blocks(max_elements))
-    assert all(block.num_elements <= max_elements for block in blocks)
-    assert torch.cat([part(whole, block).flatten() for block in blocks]).tolist() == list(range(whole.numel()))
+from megatron_aqaa.checkpoint.box import Box
+from megatron_aqaa.checkpoint.elements import tensor_bytes
+from megatron_aqaa.checkpoint.stored_tensors import MappedFiles, StoredChunk, StoredTensor
 
 
 def part(whole: Tensor, box: Box) -> Tensor:
     return whole[tuple(slice(o, o + n) for o, n in zip(box.offsets, box.sizes, strict=True))]
-
-
-def test_overlap():
-    assert Box((2, 0), (4, 3)).overlap(Box((0, 1), (3, 9))) == Box((2, 1), (1, 2))
-    assert Box((0,), (2,)).overlap(Box((2,), (2,))) is None
-    assert Box((), ()).overlap(Box((), ())) == Box((), ())
 
 
 def stored(path: Path, whole: Tensor, boxes: list[Box], start: int) -> StoredTensor:
@@ -88,10 +68,3 @@ def test_a_gap_between_chunks_is_an_error(tmp_path):
     tensor = stored(tmp_path / "file", whole, [Box((0, 0), (2, 8)), Box((3, 0), (3, 8))], 0)
     with pytest.raises(ValueError, match="shards are missing"):
         MappedFiles().read(tensor, Box((1, 0), (3, 8)))
-
-
-def test_write_fully(tmp_path):
-    with (tmp_path / "file").open("wb") as file:
-        write_fully(file.fileno(), b"cd", 2)
-        write_fully(file.fileno(), memoryview(b"ab"), 0)
-    assert (tmp_path / "file").read_bytes() == b"abcd"

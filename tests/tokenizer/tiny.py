@@ -19,6 +19,7 @@ from megatron_aqaa.tokenizer.text import TextConfig, TextTokenizer, train_text_m
 PHONES = ["_", "a", "i", "s"]
 TONES_HZ = {"a": (150, 700), "i": (150, 2500), "s": (0, 6000)}
 TEXTS = ["what is two plus two", "that makes four", "the sky is blue", "say it slowly", "jump over the lazy dog"]
+HF_MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ENCODER = EncoderConfig(width=32, num_heads=2, kernel_size=5, attention_interval=2)
 
 
@@ -28,6 +29,21 @@ def write_text_model(directory: Path, size: int = 40) -> TextTokenizer:
     tokenizer = TextTokenizer(directory / "text.model")
     tokenizer.vocabulary().save(directory / "vocabulary.yaml")
     return tokenizer
+
+
+def write_byte_pairs(directory: Path) -> Path:
+    """Write a byte-level `tokenizer.json` of 293 ids as Qwen and Llama 3 have it, markers behind the pieces."""
+    import tokenizers  # not everywhere: it comes with the extra [hf]
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens(list(HF_MARKERS))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory / "tokenizer.json"
 
 
 def write_tokenizer(directory: Path) -> Path:

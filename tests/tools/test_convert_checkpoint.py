@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_aqaa.checkpoint.conversion import run_conversion
-from megatron_aqaa.checkpoint.import_huggingface import plan_import
-from tests.checkpoint.tiny_huggingface import configuration, write_model
+from megatron_aqaa.checkpoint.conversion.import_huggingface import plan_import
+from megatron_aqaa.checkpoint.conversion.run import run_conversion
+from megatron_aqaa.checkpoint.conversion.verify import check_recorded, compare
+from tests.checkpoint.conversion.tiny_huggingface import configuration, write_model
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "convert_checkpoint.py"
@@ -114,9 +115,9 @@ def test_exit_codes(tmp_path, tool):
 
 SLOWLY = """
 import runpy, sys, time
-from megatron_aqaa.checkpoint import conversion
-write = conversion.DigestedRegion.write
-conversion.DigestedRegion.write = lambda self, data: (time.sleep(0.02), write(self, data))[1]
+from megatron_aqaa.checkpoint.conversion import file_writer
+write = file_writer.DigestedRegion.write
+file_writer.DigestedRegion.write = lambda self, data: (time.sleep(0.02), write(self, data))[1]
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -128,11 +129,21 @@ def noted(work: Path) -> list[str]:
     return list(json.loads(state.read_text())["done"]) if state.exists() else []
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
-def test_killed_and_run_again(tmp_path, kind):
-    write_model(tmp_path / "hf", configuration("step1"), num_files=5)
+LAYOUT = ("--tensor-parallel", "2", "--pipeline-parallel", "2")  # a file for each of four ranks
+COMMANDS = {"import": ("import", "hf", "out", *LAYOUT), "reshard": ("reshard", "run", "out", *LAYOUT),
+            "export": ("export", "run", "out")}  # fmt: skip
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(("verb", "kind"), [*((verb, signal.SIGKILL) for verb in COMMANDS), ("export", signal.SIGINT)])
+def test_killed_and_run_again(tmp_path, verb, kind):
+    write_model(tmp_path / "hf", configuration("step1"), num_files=4)
     run_conversion(plan_import(tmp_path / "hf", tmp_path / "run"))
-    command = [sys.executable, "-c", SLOWLY, str(TOOL), "export", "run", "out"]
+    before = {path: path.read_bytes() for name in ("hf", "run") for path in files_of(tmp_path / name)}
+    command = [sys.executable, "-c", SLOWLY, str(TOOL), *COMMANDS[verb]]
     with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 100
         while not noted(tmp_path / "out.partial") and time.monotonic() < deadline:
@@ -141,21 +152,23 @@ def test_killed_and_run_again(tmp_path, kind):
         _, said = process.communicate(timeout=60)
     assert process.returncode == (-kind if kind == signal.SIGKILL else 130), said
     assert not (tmp_path / "out").exists()
-    assert not {"config.json", "model.safetensors.index.json"} & {f.name for f in (tmp_path / "out.partial").iterdir()}
+    left = {file.name for file in files_of(tmp_path / "out.partial")}
+    assert not left & {"config.json", "model.safetensors.index.json", "metadata.json", ".metadata"}
     done = {name: (tmp_path / "out.partial" / name).stat().st_mtime_ns for name in noted(tmp_path / "out.partial")}
-    assert 0 < len(done) < 5
-    assert run(tmp_path, "export", "run", "out").returncode == 0
+    assert 0 < len(done) < 4
+    assert run(tmp_path, *COMMANDS[verb]).returncode == 0
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done} == done
-    for file in (tmp_path / "hf").iterdir():
-        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+    assert compare(tmp_path / "hf", tmp_path / "out").worst is None
+    assert check_recorded(tmp_path / "out") > 0
+    assert {path: path.read_bytes() for path in before} == before
 
 
 # Tells how much anonymous memory a verb took beside what was there before its first tensor.
 MEASURING = """
 import sys, threading, time
 from pathlib import Path
-from megatron_aqaa.checkpoint.conversion import run_conversion
-from megatron_aqaa.checkpoint.import_huggingface import plan_import
+from megatron_aqaa.checkpoint.conversion.run import run_conversion
+from megatron_aqaa.checkpoint.conversion.import_huggingface import plan_import
 def anonymous_kib():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))

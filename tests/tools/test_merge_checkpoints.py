@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoint.merge_models import random_models, write_model
+from tests.checkpoint.merge.models import random_models, write_model
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "merge_checkpoints.py"
@@ -22,16 +22,16 @@ TOOL = ROOT / "tools" / "merge_checkpoints.py"
 # Stops a merge from within, when it has written something, by a signal as a user or a scheduler sends it.
 INTERRUPTING = """
 import os, runpy, signal, sys
-from megatron_aqaa.checkpoint import merge, merge_plan
-merge_plan.plan_merge.__defaults__ = (768, 0, 100)
-counter = merge._counter
+from megatron_aqaa.checkpoint.merge import plan, run
+plan.plan_merge.__defaults__ = (768, 0, 100)
+counter = run.byte_counter
 def counting(done, on_progress):
     def report(done_bytes):
         on_progress(done_bytes)
         if done_bytes > 350:
             os.kill(os.getpid(), signal.{name})
     return counter(done, report)
-merge._counter = counting
+run.byte_counter = counting
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -40,9 +40,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 MEASURING = """
 import sys, threading, time
 from pathlib import Path
-from megatron_aqaa.checkpoint.merge import run_merge
-from megatron_aqaa.checkpoint.merge_config import load_merge_config
-from megatron_aqaa.checkpoint.merge_plan import plan_merge
+from megatron_aqaa.checkpoint.merge.config import load_merge_config
+from megatron_aqaa.checkpoint.merge.plan import plan_merge
+from megatron_aqaa.checkpoint.merge.run import run_merge
 def anonymous_kib():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))

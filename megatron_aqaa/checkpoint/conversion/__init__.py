@@ -1,0 +1,1 @@
+"""Conversion between Hugging Face safetensors and `torch_dist`: a plan for each verb, and one way to carry it out."""
