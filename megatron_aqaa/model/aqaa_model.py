@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_aqaa.model.config import ModelConfig, to_transformer_config
 from megatron_aqaa.model.embedding import AudioEmbedding
+from megatron_aqaa.model.forward_hooks import wait_for_weights
 from megatron_aqaa.model.layer_spec import transformer_block_spec
 from megatron_aqaa.ops import linear_vocab_parallel_logps, vocab_parallel_cross_entropy
 from megatron_aqaa.platform import ParallelConfig, device
@@ -24,7 +25,6 @@ from megatron_aqaa.vocabulary import Vocabulary
 
 VOCABULARY_MULTIPLE = 128
 """Rows of the tables are rounded up to this, whatever the layout, so that checkpoints have one shape."""
-
 
 ONE_PROCESS = ParallelConfig()
 
@@ -75,8 +75,7 @@ class AQAAModel(GPTModel):
         if pre_process:
             self.embedding = AudioEmbedding(self.embedding, model, vocabulary)
         if post_process:
-            # The sequence is gathered before positions are chosen (`_whole_sequence`), so the head sees plain tensor
-            # parallelism and reduces its own input gradient.
+            # `_whole_sequence` gathers, so the head sees plain tensor parallelism and reduces its own input gradient.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = parallel.tensor_model_parallel_size > 1
 
@@ -104,6 +103,8 @@ class AQAAModel(GPTModel):
             With labels: losses [B, S], unweighted, fp32. Without: logits [B, S, vocabulary.size] of all ranks' rows;
             with `inference_context`, of the last position alone, [B, 1, vocabulary.size].
         """
+        if self.pre_process:
+            wait_for_weights(self.embedding.word_embeddings)
         return super().forward(
             input_ids=token_ids,
             position_ids=group_positions,
@@ -162,7 +163,8 @@ class AQAAModel(GPTModel):
         return losses.new_zeros(labels.shape).index_copy(0, chosen, losses)
 
     def _recomputing_losses(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        """[n], without calling the head: a hook on its forward (DDP's `overlap_param_gather`) would not run."""
+        """[n], without calling the head."""
+        wait_for_weights(self.output_layer)
         return -linear_vocab_parallel_logps(
             hidden,
             self._head_weight(),
@@ -183,10 +185,8 @@ class AQAAModel(GPTModel):
 def build_model(model: ModelConfig, vocabulary: Vocabulary, parallel: ParallelConfig = ONE_PROCESS) -> list[AQAAModel]:
     """The parts of the model that this process holds: one per virtual pipeline stage, on its device."""
     stages = parallel.virtual_pipeline_model_parallel_size or 1
-    rank, size = (
-        parallel_state.get_pipeline_model_parallel_rank(),
-        parallel_state.get_pipeline_model_parallel_world_size(),
-    )
+    rank = parallel_state.get_pipeline_model_parallel_rank()
+    size = parallel_state.get_pipeline_model_parallel_world_size()
     return [
         AQAAModel(
             model,

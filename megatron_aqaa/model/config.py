@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_aqaa.model.transformer_engine import FP8_MULTIPLE, check_fp8, fp8_settings, require_transformer_engine
 from megatron_aqaa.platform import ParallelConfig
 from megatron_aqaa.platform.device import has_gpu
 
@@ -39,7 +41,10 @@ class ModelConfig:
         codebook_type_embedding: add a learned vector for text, linguistic, semantic.
         group_position_embedding: add a learned vector for the place within a group `[L L S S S]`.
         params_dtype: of weights and activations; gradients and optimizer are fp32. `"fp64"` is for tests.
-        recompute: what backward computes again instead of keeping: nothing, the attention core, or whole layers.
+        fp8: products of the layers in 8-bit floats, with one scale for each tensor: `"tensorwise"` from the tensor
+            itself, `"delayed"` from earlier steps. By Transformer Engine; configured, never executed.
+        recompute: what backward computes again instead of keeping: nothing, the attention core (for back ends that keep
+            scores; FlexAttention keeps none), the SwiGLU block, or whole layers.
         recompute_logits: never hold the logits of a micro-batch but compute them again, block by block, in backward: a
             fourth product of the output head, a fraction of its memory. For large vocabularies and micro-batches,
             where the logits set the peak; the miniature is faster without.
@@ -63,7 +68,8 @@ class ModelConfig:
     codebook_type_embedding: bool = False
     group_position_embedding: bool = False
     params_dtype: Literal["fp32", "bf16", "fp64"] = "bf16"
-    recompute: Literal["none", "attention", "full"] = "none"
+    fp8: str | None = None
+    recompute: Literal["none", "attention", "mlp", "full"] = "none"
     recompute_logits: bool = False
 
     def __post_init__(self) -> None:
@@ -77,15 +83,22 @@ class ModelConfig:
                 f"model.hidden_size = {self.hidden_size} is not a multiple of num_attention_heads = "
                 f"{self.num_attention_heads}: give kv_channels"
             )
+        if self.fp8 is not None:
+            check_fp8(self.fp8, self.params_dtype)
 
 
 def to_transformer_config(model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:
     """Megatron's configuration of `model` at the layout `parallel`.
 
     Raises:
-        ValueError: heads, layers or width do not divide over the layout.
+        ValueError: heads, layers or width do not divide over the layout, or a setting needs Transformer Engine, which
+            is not there.
     """
     _check_divisible(model, parallel)
+    if model.fp8 is not None:
+        require_transformer_engine("model.fp8", remedy="model.fp8=null")
+    if parallel.tp_comm_overlap:
+        require_transformer_engine("parallel.tp_comm_overlap", remedy="parallel.tp_comm_overlap=false")
     dtype = DTYPES[model.params_dtype]
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -109,42 +122,58 @@ def to_transformer_config(model: ModelConfig, parallel: ParallelConfig) -> Trans
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        pipeline_model_parallel_layout=parallel.pipeline_model_parallel_layout,
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
+        tp_comm_overlap=parallel.tp_comm_overlap,
         # The loss is a sum over tokens divided once by the global count: a mean per rank would double the gradient
         # under context parallelism and weigh micro-batches by their number, not by their tokens.
         calculate_per_token_loss=True,
         cuda_graph_scope=[],  # its default value warns of its own deprecation
+        **fp8_settings(model.fp8),
         **_recompute(model),
         **_platform_settings(parallel),
     )
 
 
 def _check_divisible(model: ModelConfig, parallel: ParallelConfig) -> None:
-    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    stages = pipeline * (parallel.virtual_pipeline_model_parallel_size or 1)
-    for name, value, size, kind in (
-        ("num_attention_heads", model.num_attention_heads, tensor, "tensor_model_parallel_size"),
-        ("ffn_hidden_size", model.ffn_hidden_size, tensor, "tensor_model_parallel_size"),
-        ("num_layers", model.num_layers, stages, "pipeline stages"),
-    ):
-        if value % size:
-            raise ValueError(f"model.{name} = {value} must be a multiple of {kind} = {size}")
+    parallel.layers_by_stage(model.num_layers)
+    size = parallel.tensor_model_parallel_size
+    multiple = 1 if model.fp8 is None else FP8_MULTIPLE
+    if model.num_attention_heads % size:
+        raise ValueError(
+            f"model.num_attention_heads = {model.num_attention_heads} must be a multiple of "
+            f"tensor_model_parallel_size = {size}"
+        )
+    if model.ffn_hidden_size % (size * multiple):
+        fp8 = "" if model.fp8 is None else f", and what each rank gets one of {multiple} for model.fp8"
+        raise ValueError(
+            f"model.ffn_hidden_size = {model.ffn_hidden_size} must be a multiple of "
+            f"tensor_model_parallel_size = {size}{fp8}"
+        )
 
 
 def _recompute(model: ModelConfig) -> dict[str, Any]:
     if model.recompute == "full":
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if model.recompute == "attention":
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    modules = {"attention": ["core_attn"], "mlp": ["mlp"]}
+    if model.recompute in modules:
+        return {"recompute_granularity": "selective", "recompute_modules": modules[model.recompute]}
     return {}
 
 
 def _platform_settings(parallel: ParallelConfig) -> dict[str, Any]:
     """Fusions and pipeline transport: compiled and batched on a GPU, plain on the CPU."""
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     if has_gpu():
-        interleaved = parallel.virtual_pipeline_model_parallel_size is not None
-        return {"bias_dropout_fusion": True, "bias_activation_fusion": True, "overlap_p2p_comm": interleaved}
+        return {
+            "bias_dropout_fusion": True,
+            "bias_activation_fusion": True,
+            "overlap_p2p_comm": interleaved,
+            "batch_p2p_comm": not interleaved,  # Megatron refuses both at once
+            "deallocate_pipeline_outputs": True,  # what was sent on: 1.4 GB a rank in the 130B recipes
+            "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        }
     settings: dict[str, Any] = {
         "use_cpu_initialization": True,  # also makes initial weights independent of the tensor-parallel size
         # Megatron's fusions are `torch.compile` at import: minutes of compiling here, for no gain.
@@ -157,7 +186,7 @@ def _platform_settings(parallel: ParallelConfig) -> dict[str, Any]:
         # Freeing a sent output by shrinking its storage races with gloo's background send: silently wrong gradients.
         "deallocate_pipeline_outputs": False,
     }
-    if parallel.virtual_pipeline_model_parallel_size is not None:
+    if interleaved:
         # Batched sends are matched by order alone on gloo: with two ranks the interleaved schedule mixes them up.
         settings.update(overlap_p2p_comm=True, batch_p2p_comm=False)
     return settings

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -20,6 +18,7 @@ from megatron_aqaa.model.explicit_attention import ExplicitBackend
 from megatron_aqaa.model.flex_attention import FlexBackend
 from megatron_aqaa.model.norm import RMSNorm
 from megatron_aqaa.model.swiglu import swiglu
+from megatron_aqaa.model.transformer_engine import has_transformer_engine
 from megatron_aqaa.platform.device import has_gpu
 
 
@@ -27,7 +26,7 @@ def transformer_block_spec(
     model: ModelConfig, config: TransformerConfig, pg_collection: ProcessGroupCollection, vp_stage: int | None = None
 ) -> TransformerBlockSubmodules:
     """Layers of this pipeline stage. With RoPE the attention is the same, with slopes of zero."""
-    use_transformer_engine = has_gpu() and importlib.util.find_spec("transformer_engine") is not None
+    use_transformer_engine = has_transformer_engine()
     layer = get_gpt_layer_with_transformer_engine_spec() if use_transformer_engine else _local_layer()
     backend = attention_backend(rank_rule(model, pg_collection))  # one object: all layers of the stage share its mask
     core_attention = ModuleSpec(SqrtAlibiAttention, params={"backend": backend})

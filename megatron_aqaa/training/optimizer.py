@@ -69,6 +69,7 @@ def build_optimizer(
         bf16=params_dtype == torch.bfloat16,
         params_dtype=params_dtype,
         use_distributed_optimizer=True,
+        overlap_param_gather=model_chunks[0].ddp_config.overlap_param_gather,
     )
     overrides = get_standard_config_overrides(megatron_config)
     for override in overrides.values():
@@ -89,6 +90,19 @@ def build_optimizer(
         if type(part.optimizer) is torch.optim.AdamW:
             Adam.adopt(part.optimizer)
     return optimizer
+
+
+def gather_weights(model_chunks: list[Any]) -> None:
+    """Make the weights whole on every rank, which `overlap_param_gather` leaves to the next forward pass.
+
+    Needed wherever weights are read or replaced between steps: a checkpoint would hold those of the step before.
+
+    Args:
+        model_chunks: DDP-wrapped, one per virtual pipeline stage.
+    """
+    for chunk in model_chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def build_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, steps: int) -> OptimizerParamScheduler:

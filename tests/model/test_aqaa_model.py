@@ -86,7 +86,7 @@ def test_a_document_does_not_see_its_neighbour(one_process: None) -> None:
     torch.testing.assert_close(model(row, data["document_ids"][1:2])[:, 7:], alone)
 
 
-@pytest.mark.parametrize("recompute", ["attention", "full"])
+@pytest.mark.parametrize("recompute", ["attention", "mlp", "full"])
 def test_recomputation_changes_nothing(one_process: None, recompute: str) -> None:
     data = batch()
     plain = build_model(TINY, VOCABULARY)[0]

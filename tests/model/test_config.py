@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from megatron_aqaa.model import config as model_config
 from megatron_aqaa.model.config import to_transformer_config
 from megatron_aqaa.platform import ParallelConfig
 from tests.model.sizes import TINY, variant
@@ -60,3 +61,32 @@ def test_the_interleaved_schedule_is_kept_from_the_transport_that_mixes_it_up() 
     assert config.overlap_p2p_comm
     assert not config.batch_p2p_comm
     assert not config.deallocate_pipeline_outputs
+
+
+@pytest.mark.parametrize(("recompute", "module"), [("attention", "core_attn"), ("mlp", "mlp")])
+def test_selective_recomputation(recompute: str, module: str) -> None:
+    config = to_transformer_config(variant(recompute=recompute), ParallelConfig())
+    assert (config.recompute_granularity, config.recompute_modules) == ("selective", [module])
+
+
+def test_the_pipeline_layout_reaches_megatron() -> None:
+    layout = ParallelConfig(
+        pipeline_model_parallel_size=2,
+        virtual_pipeline_model_parallel_size=2,
+        pipeline_model_parallel_layout="E|ttt|t|L",
+    )
+    config = to_transformer_config(variant(num_layers=4), layout)
+    assert [[len(stage) for stage in rank] for rank in config.pipeline_model_parallel_layout.layout] == [[1, 1], [3, 1]]
+    with pytest.raises(ValueError, match="has 4 layers t, but model.num_layers = 2"):
+        to_transformer_config(TINY, layout)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_on_a_gpu_the_pipeline_has_one_way_of_sending(monkeypatch: pytest.MonkeyPatch, interleaved: bool) -> None:
+    monkeypatch.setattr(model_config, "has_gpu", lambda: True)
+    layout = ParallelConfig(
+        pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2 if interleaved else None
+    )
+    config = to_transformer_config(variant(num_layers=4), layout)
+    assert (config.overlap_p2p_comm, config.batch_p2p_comm) == (interleaved, not interleaved)
+    assert config.deallocate_pipeline_outputs

@@ -1,9 +1,10 @@
-"""Layout checks, joining and leaving, and the zig-zag order."""
+"""Layout checks, joining and leaving, and what tensor parallelism asks of the environment."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from megatron_aqaa import platform
-from megatron_aqaa.platform import ParallelConfig, zigzag_order, zigzag_shard
+from megatron_aqaa.platform import ParallelConfig
+from megatron_aqaa.platform.parallel import _keep_launch_order
 
 
 @pytest.mark.parametrize(
@@ -22,11 +24,54 @@ from megatron_aqaa.platform import ParallelConfig, zigzag_order, zigzag_shard
         ({"sequence_parallel": True}, "tensor_model_parallel_size of at least 2"),
         ({"virtual_pipeline_model_parallel_size": 2}, "pipeline_model_parallel_size of at least 2"),
         ({"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 1}, "leave it out"),
+        ({"pipeline_model_parallel_layout": "Ett|ttL"}, "has 2 stages, but .* is 1 × 1"),
+        ({"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "Et|t|t|L"}, "has 4 stages, .* 2 × 1"),
+        ({"overlap_param_gather": True}, "needs overlap_grad_reduce: true"),
+        ({"tp_comm_overlap": True, "tensor_model_parallel_size": 2}, "needs sequence_parallel: true"),
     ],
 )
-def test_layouts_that_make_no_sense_are_refused(fields: dict[str, int], remedy: str) -> None:
+def test_layouts_that_make_no_sense_are_refused(fields: dict[str, object], remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy):
-        ParallelConfig(**fields)
+        ParallelConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_layers_by_stage() -> None:
+    equal = ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
+    uneven = ParallelConfig(pipeline_model_parallel_size=2, pipeline_model_parallel_layout="Et|tttL")
+    assert ParallelConfig().layers_by_stage(5) == (5,)
+    assert equal.layers_by_stage(8) == (2, 2, 2, 2)
+    assert uneven.layers_by_stage(4) == (1, 3)
+    with pytest.raises(ValueError, match="num_layers = 6 must be a multiple of pipeline stages = 4, or .*layout"):
+        equal.layers_by_stage(6)
+    with pytest.raises(ValueError, match="has 4 layers t, but model.num_layers = 6"):
+        uneven.layers_by_stage(6)
+
+
+@pytest.mark.parametrize(
+    ("found", "running", "capability", "refused"),
+    [
+        (None, False, 9, False),  # set in time
+        (None, True, 9, True),
+        ("1", True, 9, False),
+        ("8", False, 9, True),
+        ("8", False, 10, False),
+    ],
+)
+def test_tensor_parallelism_before_blackwell_needs_one_connection(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, running: bool, capability: int, refused: bool
+) -> None:
+    name = "CUDA_DEVICE_MAX_CONNECTIONS"
+    monkeypatch.setenv(name, found or "")
+    if found is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: running)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
+    if refused:
+        with pytest.raises(ValueError, match=f"{name} is {found}: .*export {name}=1"):
+            _keep_launch_order()
+    else:
+        _keep_launch_order()
+        assert os.environ[name] == (found or "1")
 
 
 def test_one_process_joins_changes_and_leaves() -> None:
@@ -71,22 +116,3 @@ def test_a_missing_psutil_is_named_before_a_checkpoint_can_hang(monkeypatch: pyt
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="psutil"):
         platform.initialize(ParallelConfig())
-
-
-@pytest.mark.parametrize("parts", [1, 2, 3, 4])
-def test_zigzag_pairs_an_early_with_a_late_chunk(parts: int) -> None:
-    order = zigzag_order(parts)
-    assert sorted(order) == list(range(2 * parts))
-    assert {order[2 * rank] + order[2 * rank + 1] for rank in range(parts)} == {2 * parts - 1}
-    sequence = torch.arange(24).reshape(2, 12).repeat(1, parts)
-    shards = [zigzag_shard(sequence, 1, rank, parts) for rank in range(parts)]
-    if parts > 1:
-        chunks = sequence.chunk(2 * parts, 1)
-        assert torch.equal(torch.cat(shards, 1), torch.cat([chunks[index] for index in order], 1))
-    else:
-        assert shards[0] is sequence
-
-
-def test_a_length_that_cannot_be_cut_is_named() -> None:
-    with pytest.raises(ValueError, match="length 10 must be a multiple of .* = 4"):
-        zigzag_shard(torch.zeros(1, 10), 1, 0, 2)
