@@ -12,7 +12,8 @@ import torch
 from megatron_aqaa.config import load_config
 from megatron_aqaa.evaluation.comparison import load_stages
 from megatron_aqaa.inference.answerer import SpokenAnswerer
-from megatron_aqaa.training.chain import Chain, ChainConfig, Stage
+from megatron_aqaa.training.chain import Chain
+from megatron_aqaa.training.stages import ChainConfig, Stage
 
 pytestmark = pytest.mark.distributed
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from megatron_aqaa.config import load_config
 from megatron_aqaa.evaluation import comparison
-from megatron_aqaa.training.chain import Chain, ChainConfig, StageFailed
+from megatron_aqaa.training.chain import Chain, StageFailed
+from megatron_aqaa.training.stages import ChainConfig
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,36 +22,50 @@ MARGIN = 1.0
 """Scores that differ by less are a tie, as for preference pairs: brevity alone decides only between the extremes."""
 
 
+Ratings = Mapping[str, Sequence[float]]
+"""Question → the scores of the answers sampled to it."""
+
+
 @dataclass(frozen=True)
 class WinRate:
     """How often the rules prefer a model's sampled answer to that of SFT-1, for the same question and seed.
 
     Attributes:
-        wins: questions where the score of its answer is higher by at least `MARGIN`.
-        losses: where that of SFT-1's answer is.
-        n: questions; ties count half.
-        standard_error: of the rate, from the spread of the outcomes 0, ½, 1.
+        wins: answers whose score is higher by at least `MARGIN`.
+        losses: answers of SFT-1 whose score is.
+        ties: the others, which count half.
+        n: questions; each has equally many answers.
+        standard_error: of the rate, from its spread over questions: answers to one question are not independent.
     """
 
     wins: int
     losses: int
+    ties: int
     n: int
     standard_error: float
 
     @property
     def rate(self) -> float:
-        """(wins + ties / 2) / n."""
-        return 0.5 + (self.wins - self.losses) / (2 * self.n)
+        """(wins + ties / 2) / answers."""
+        return 0.5 + (self.wins - self.losses) / (2 * (self.wins + self.losses + self.ties))
 
     @classmethod
-    def of(cls, ratings: Mapping[str, float], baseline: Mapping[str, float]) -> WinRate | None:
-        """Compare the scores of both models by question; None unless both answered the same, two or more."""
-        if len(ratings) < 2 or ratings.keys() != baseline.keys():
+    def of(cls, ratings: Ratings, baseline: Ratings) -> WinRate | None:
+        """Compare both models answer by answer; None unless both answered the same, two questions or more."""
+        if len(ratings) < 2 or _counts(ratings) != _counts(baseline):
             return None
-        ahead = [ratings[key] - baseline[key] for key in ratings]
-        signs = [(difference >= MARGIN) - (difference <= -MARGIN) for difference in ahead]
-        error = math.sqrt(variance(sign / 2 for sign in signs) / len(signs))
-        return cls(signs.count(1), signs.count(-1), len(signs), error)
+        signs = [[_sign(own - other) for own, other in zip(ratings[q], baseline[q], strict=True)] for q in ratings]
+        counts = Counter(sign for of_question in signs for sign in of_question)
+        error = math.sqrt(variance(mean(of_question) / 2 for of_question in signs) / len(signs))
+        return cls(counts[1], counts[-1], counts[0], len(signs), error)
+
+
+def _counts(ratings: Ratings) -> dict[str, int]:
+    return {question: len(scores) for question, scores in ratings.items()}
+
+
+def _sign(difference: float) -> int:
+    return (difference >= MARGIN) - (difference <= -MARGIN)
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,7 @@ def load_stages(run: Path) -> list[StageScores]:
         StageScores(
             label,
             ScoreCard.load(folder / "scores.json"),
-            mean(ratings[label].values()) if ratings[label] else None,
+            _mean_rating(ratings[label]),
             WinRate.of(ratings[label], ratings[first]) if label != first else None,
         )
         for label, folder in folders.items()
@@ -130,19 +145,25 @@ def table(stages: Sequence[StageScores]) -> str:
 
 
 def _win_rate_row(win_rates: Sequence[WinRate | None]) -> Row:
-    number = next(rate.n for rate in win_rates if rate)
+    first = next(rate for rate in win_rates if rate)
+    answers = (first.wins + first.losses + first.ties) // first.n
     counts = ", ".join(f"{rate.wins} won {rate.losses} lost" for rate in win_rates if rate)
     method = (
         f"both sampled with one seed, rated by the rules; scores within {MARGIN:g} are ties, which count half; "
-        f"n\u00a0=\u00a0{number}: {counts}"
+        f"n\u00a0=\u00a0{first.n}, {answers} answer{'s'[: answers > 1]} each: {counts}"
     )
     cells = tuple((rate.rate, rate.standard_error) if rate else None for rate in win_rates)
     return Row("Sampled answer preferred to SFT-1's", method, cells)
 
 
-def _ratings(folder: Path) -> dict[str, float]:
+def _ratings(folder: Path) -> dict[str, list[float]]:
     path = folder / "ratings.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _mean_rating(ratings: Ratings) -> float | None:
+    scores = [score for of_question in ratings.values() for score in of_question]
+    return mean(scores) if scores else None
 
 
 def _share(score: Score) -> tuple[float, float] | None:

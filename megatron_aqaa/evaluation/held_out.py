@@ -43,6 +43,7 @@ class HeldOutConfig:
         num_free: questions answered once more without the grammar.
         num_timed: questions answered once more alone, with a clock.
         num_sampled: questions of each split answered once more by sampling, and rated by the rules of preference.
+        num_answers: sampled to each of them; several cost less than as many questions.
         temperature: of these answers.
         pairs: prefix of a held-out preference data set, below the run directory; None ranks none.
         max_new_tokens: longest answer.
@@ -54,6 +55,7 @@ class HeldOutConfig:
     num_free: int = 150
     num_timed: int = 5
     num_sampled: int = 0
+    num_answers: int = 1
     temperature: float = 1.0
     pairs: Path | None = None
     max_new_tokens: int = 256
@@ -144,15 +146,18 @@ class HeldOutTest:
             on_progress("speech", done, len(questions))
         return findings
 
-    def _sampled_ratings(self, on_progress: OnProgress) -> dict[int, float]:
-        """Score of a sampled answer by question; equal seeds for every model, so that two can be compared."""
+    def _sampled_ratings(self, on_progress: OnProgress) -> dict[int, list[float]]:
+        """Scores of the sampled answers by question; equal seeds for every model, so that two can be compared."""
         config, tokens = self.config, Documents(self.run / "tokens" / "audio")
         asked = [q for split in SPLITS for q in _spread(self._of_split(split), config.num_sampled)]
-        sampler = AnswerSampler(self.answerer, config.temperature, config.max_new_tokens)
-        wanted = [(hear(question, tokens), 0) for question in asked]
+        sampler = AnswerSampler(self.answerer, Sampling(config.temperature, max_new_tokens=config.max_new_tokens))
+        wanted = [(hear(question, tokens), number) for question in asked for number in range(config.num_answers)]
         rules = AnswerRules(self.recordings, tokens)
         answers = sampler.answers(wanted, lambda done: on_progress("sampled answers", done, len(wanted)))
-        return {answer.question.recording.id: sampler.rate(answer, rules).score for answer in answers}
+        ratings: dict[int, list[float]] = {question.id: [] for question in asked}
+        for answer in answers:
+            ratings[answer.question.recording.id].append(sampler.rate(answer, rules).score)
+        return ratings
 
     def _ranked(self) -> dict[str, list[bool]]:
         if self.config.pairs is None:

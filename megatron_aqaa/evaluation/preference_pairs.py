@@ -26,6 +26,7 @@ from megatron_aqaa.evaluation.sampled_answers import (
     spoken_question,
 )
 from megatron_aqaa.inference.answerer import SpokenAnswerer
+from megatron_aqaa.inference.sampling import Sampling
 
 RIGHT_ANSWERS = 2
 """So many of the right answers to a question are finished, for style and brevity to choose from: finishing costs five
@@ -48,6 +49,7 @@ class PairsConfig:
         num_questions: of each split, the first so many.
         num_answers: sampled to each question.
         temperature: of sampling.
+        speech_temperature: of the audio codes; None: `temperature`.
         revoicing: questions are asked by other voices than recorded them, up to this factor, see `hear_revoiced`; 1
             leaves them as they are.
         margin: least difference of the scores of both halves (`preference_rules`).
@@ -64,6 +66,7 @@ class PairsConfig:
     num_questions: int = 2000
     num_answers: int = 4
     temperature: float = 1.0
+    speech_temperature: float | None = None
     revoicing: float = 1.0
     margin: float = 1.0
     max_new_tokens: int = 256
@@ -96,7 +99,13 @@ class PairMaker:
         self.recordings = read_recordings(config.run / "speech" / "manifest.jsonl")
         self.tokens = Documents(config.run / "tokens" / "audio")
         self.rules = AnswerRules(self.recordings, self.tokens)
-        self.sampler = AnswerSampler(answerer, config.temperature, config.max_new_tokens, config.seed)
+        sampling = Sampling(
+            config.temperature,
+            seed=config.seed,
+            max_new_tokens=config.max_new_tokens,
+            speech_temperature=config.speech_temperature,
+        )
+        self.sampler = AnswerSampler(answerer, sampling)
 
     def make(self, questions: Sequence[Recording]) -> tuple[list[dict[str, Any]], Counter[str]]:
         """Pairs, and how many questions had which of `OUTCOMES`; also "answers" and, of these, "right"."""

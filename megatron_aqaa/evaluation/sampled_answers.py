@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.data.manifest import Recording
 from megatron_aqaa.evaluation.preference_rules import AnswerRules, Rating
 from megatron_aqaa.inference.answerer import SpokenAnswerer
-from megatron_aqaa.inference.sampling import CLOSING_TOKENS, Sampling
+from megatron_aqaa.inference.sampling import Sampling
 from megatron_aqaa.tokenizer.chat import AudioSegment, Turn
 from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
 from megatron_aqaa.vocabulary import Vocabulary
@@ -118,28 +118,25 @@ class AnswerSampler:
 
     Args:
         answerer: the model with its tokenizers and voice.
-        temperature: of sampling; 0 takes the likeliest tokens.
-        max_new_tokens: longest answer.
-        seed: of all answers.
+        sampling: how; the seed is that of all answers.
     """
 
-    def __init__(self, answerer: SpokenAnswerer, temperature: float, max_new_tokens: int = 256, seed: int = 0) -> None:
-        self.answerer, self.seed = answerer, seed
-        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+    def __init__(self, answerer: SpokenAnswerer, sampling: Sampling) -> None:
+        self.answerer, self.sampling = answerer, sampling
         self._first_text = answerer.engine.answer_format.text_limit
 
     def answers(
         self, wanted: Sequence[tuple[HeardQuestion, int]], on_progress: Callable[[int], None] = lambda done: None
     ) -> list[SampledAnswer]:
         """Whole answers to (question, number) each."""
-        return self._generate(wanted, self.max_new_tokens, on_progress)
+        return self._generate(wanted, self.sampling, on_progress)
 
     def openings(self, wanted: Sequence[tuple[HeardQuestion, int]]) -> list[SampledAnswer]:
         """The same answers up to the end of their first text chunk, which is the whole text of most.
 
-        Costs a fifth. After the chunk the grammar is made to end the answer at once, so the speech is not theirs.
+        Costs a tenth.
         """
-        return self._generate(wanted, min(self.max_new_tokens, self._first_text + CLOSING_TOKENS), lambda done: None)
+        return self._generate(wanted, replace(self.sampling, opening=True), lambda done: None)
 
     def opens_right(self, opening: SampledAnswer) -> bool:
         """Whether the right answer begins with the words of an opening."""
@@ -172,9 +169,8 @@ class AnswerSampler:
         return [token_id for token_id in token_ids if self.answerer.vocabulary.is_audio(token_id)]
 
     def _generate(
-        self, wanted: Sequence[tuple[HeardQuestion, int]], max_new_tokens: int, on_progress: Callable[[int], None]
+        self, wanted: Sequence[tuple[HeardQuestion, int]], sampling: Sampling, on_progress: Callable[[int], None]
     ) -> list[SampledAnswer]:
-        sampling = Sampling(temperature=self.temperature, max_new_tokens=max_new_tokens)
         prompts = [self.answerer.prompt_of_tokens(question.audio_ids) for question, _ in wanted]
         seeds = [self._seed(question, number) for question, number in wanted]
         answers = self.answerer.engine.generate(prompts, sampling, on_progress, seeds)
@@ -184,4 +180,4 @@ class AnswerSampler:
         ]
 
     def _seed(self, question: HeardQuestion, number: int) -> int:
-        return (self.seed * 1_000_003 + question.recording.line) * _ANSWERS_PER_QUESTION + number
+        return (self.sampling.seed * 1_000_003 + question.recording.line) * _ANSWERS_PER_QUESTION + number

@@ -14,12 +14,14 @@ from torch import Tensor
 from megatron_aqaa import platform
 from megatron_aqaa.checkpoint.store import latest_checkpoint, load_model, require_checkpoint
 from megatron_aqaa.config import parse_config
+from megatron_aqaa.inference.answer_layout import taught_answer_format
 from megatron_aqaa.inference.engine import AnswerEngine
 from megatron_aqaa.inference.sampling import Sampling
 from megatron_aqaa.model import AQAAModel, ModelConfig, build_model
 from megatron_aqaa.tokenizer.chat import AudioSegment, ChatTemplate, Turn
 from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
-from megatron_aqaa.tokenizer.text import TextTokenizer
+from megatron_aqaa.tokenizer.huggingface_text import open_text
+from megatron_aqaa.tokenizer.text import TextCodec
 from megatron_aqaa.vocabulary import GROUP_SIZE, AnswerFormat, Vocabulary
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
 
@@ -48,7 +50,7 @@ class SpokenAnswerer:
     def __init__(
         self,
         tokenizer: DualCodebookTokenizer,
-        text_tokenizer: TextTokenizer,
+        text_tokenizer: TextCodec,
         engine: AnswerEngine,
         vocoder: TokenVocoder,
     ) -> None:
@@ -64,7 +66,7 @@ class SpokenAnswerer:
             run: the run directory.
             model: run or checkpoint of the language model; None takes the last stage that there is of `LAST_STAGES`.
                 It may have been saved at any parallel layout.
-            answer_format: chunk sizes that the model was trained with.
+            answer_format: layout of answers; None: that of the data which the model was trained on.
 
         Raises:
             ValueError: something is missing; the message names it and what makes it.
@@ -72,10 +74,13 @@ class SpokenAnswerer:
         if not run.is_dir():
             raise ValueError(f"{run}: no such run directory; run `make demo` first, or name another with --run")
         tokenizer = DualCodebookTokenizer.load(run / "tokenizer")
-        text_tokenizer = TextTokenizer(run / "tokenizer" / "text.model")
+        text_tokenizer = open_text(run / "tokenizer")
         vocoder = TokenVocoder.load(run / "vocoder")
-        language_model = _load_language_model(model or _last_stage(run), tokenizer.vocabulary)
-        engine = AnswerEngine(language_model, tokenizer.vocabulary, answer_format)
+        checkpoint = require_checkpoint(model or _last_stage(run))
+        answer_format = answer_format or taught_answer_format(_config_path(checkpoint))
+        engine = AnswerEngine(
+            _load_language_model(checkpoint, tokenizer.vocabulary), tokenizer.vocabulary, answer_format
+        )
         return cls(tokenizer, text_tokenizer, engine, vocoder)
 
     def __enter__(self) -> SpokenAnswerer:
@@ -153,10 +158,10 @@ def _last_stage(run: Path) -> Path:
     return next((run / name for name in LAST_STAGES if latest_checkpoint(run / name)), run / LAST_STAGES[-1])
 
 
-def _load_language_model(directory: Path, vocabulary: Vocabulary) -> AQAAModel:
-    """The newest checkpoint of a run, or one checkpoint, in one process; files are checked before that one joins."""
-    checkpoint = require_checkpoint(directory)
-    config = _model_config(checkpoint)
+def _load_language_model(checkpoint: Path, vocabulary: Vocabulary) -> AQAAModel:
+    """The model of a checkpoint in one process; files are checked before that one joins."""
+    path = _config_path(checkpoint)
+    config = parse_config(ModelConfig, yaml.safe_load(path.read_text())["model"], str(path))
     platform.initialize(platform.ParallelConfig())
     try:
         chunks = build_model(config, vocabulary)
@@ -167,8 +172,8 @@ def _load_language_model(directory: Path, vocabulary: Vocabulary) -> AQAAModel:
     return chunks[0]
 
 
-def _model_config(checkpoint: Path) -> ModelConfig:
+def _config_path(checkpoint: Path) -> Path:
     path = checkpoint.parent.parent / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; tools/train.py writes it beside the checkpoints")
-    return parse_config(ModelConfig, yaml.safe_load(path.read_text())["model"], str(path))
+    return path

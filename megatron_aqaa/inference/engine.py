@@ -9,7 +9,7 @@ import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
-from megatron_aqaa.inference.sampling import GrammarMask, Sampling, allowed_kinds, sample
+from megatron_aqaa.inference.sampling import SPEECH, GrammarMask, Sampling, allowed_kinds, sample
 from megatron_aqaa.model import AQAAModel
 from megatron_aqaa.ops import positions_in_group
 from megatron_aqaa.vocabulary import GROUP_SIZE, AnswerFormat, GroupGrammar, Vocabulary
@@ -20,7 +20,7 @@ class Answer:
     """What the model said after one prompt.
 
     Attributes:
-        token_ids: all tokens, `<|EOT|>` included when it came.
+        token_ids: all tokens, `<|EOT|>` included when it came (`<audio_start>` of an opening).
         finished: False if `max_new_tokens` ended an unconstrained answer.
     """
 
@@ -114,6 +114,7 @@ class _Batch:
         vocabulary = engine.vocabulary
         self.group_positions = positions_in_group(self.token_ids, vocabulary.linguistic_start, vocabulary.audio_stop)
         self.rows = [_Row(GroupGrammar(vocabulary, engine.answer_format), seed) for seed in seeds]
+        self.last = {vocabulary.eot, vocabulary.audio_start} if sampling.opening else {vocabulary.eot}
         self.active = list(self.rows)  # those in the forward pass, in the order of its rows
 
     def _left_padded(self, prompts: Sequence[Sequence[int]], capacity: int) -> tuple[Tensor, Tensor]:
@@ -161,22 +162,32 @@ class _Batch:
     def _draw(self, logits: Tensor, tokens_left: int) -> Tensor:
         """Token ids [B]."""
         if self.sampling.constrained:
-            masks = torch.stack([self._mask(row, tokens_left) for row in self.active])
-            logits = logits.masked_fill(~masks, float("-inf"))
+            kinds = [self._kinds(row, tokens_left) for row in self.active]
+            masks = torch.stack([self.engine.mask(of_row) for of_row in kinds])
+            logits = self._sharpened(logits, kinds).masked_fill(~masks, float("-inf"))
         uniform = torch.stack([torch.rand((), generator=row.generator) for row in self.active])
         return sample(logits, uniform.to(logits.device), self.sampling.temperature, self.sampling.top_p)
 
-    def _mask(self, row: _Row, tokens_left: int) -> Tensor:
+    def _kinds(self, row: _Row, tokens_left: int) -> frozenset[str]:
         if row.finished:  # it only fills its place in the batch
-            return self.engine.mask(frozenset({"eot"}))
-        return self.engine.mask(allowed_kinds(row.grammar, tokens_left))
+            return frozenset({"eot"})
+        return allowed_kinds(row.grammar, tokens_left)
+
+    def _sharpened(self, logits: Tensor, kinds: Sequence[frozenset[str]]) -> Tensor:
+        """Logits [B, V] that `temperature` turns into those of `speech_temperature` where only speech can come."""
+        sampling = self.sampling
+        if sampling.speech_temperature is None:
+            return logits
+        factor = sampling.temperature / sampling.speech_temperature
+        factors = [factor if of_row <= SPEECH else 1.0 for of_row in kinds]
+        return logits * torch.tensor(factors, device=logits.device)[:, None]
 
     def _take(self, drawn: list[int]) -> None:
         for row, token_id in zip(self.active, drawn, strict=True):
             if row.finished:
                 continue
             row.token_ids.append(token_id)
-            row.finished = token_id == self.engine.vocabulary.eot
+            row.finished = token_id in self.last
             if self.sampling.constrained:
                 row.grammar.advance(token_id)
 

@@ -23,51 +23,9 @@ from typing import IO, Any
 
 from megatron_aqaa import platform
 from megatron_aqaa.training.run_lock import locked
+from megatron_aqaa.training.stages import ChainConfig, Stage, check_needs, reduced
 
 _FULL_BYTES = 16 << 20  # less free space than this counts as a full disk
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command of the chain.
-
-    Attributes:
-        name: unique; also the name of its log and record.
-        command: words of the command line; `{run}` stands for the run directory, `{processes}` for the number of
-            processes of a distributed stage: two on a CPU, else the number of GPUs up to two, `{seed}` for the seed.
-        needs: names of stages whose outputs it reads.
-        after: names of stages to wait for without reading their outputs, so that cores are used well.
-        outputs: paths below the run directory that the stage writes.
-        cores: processor cores it keeps busy.
-        expected_s: usual duration on two quiet cores, for the ETA.
-        quick: further words for the reduced run.
-        quick_expected_s: usual duration of the reduced run.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    needs: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    cores: int = 1
-    expected_s: float = 10.0
-    quick: tuple[str, ...] = ()
-    quick_expected_s: float = 5.0
-
-
-@dataclass(frozen=True)
-class ChainConfig:
-    """What to run, and on what.
-
-    Attributes:
-        stages: in an order in which each comes after those it needs.
-        cores: how many they may share.
-        disk_gb: free space that a whole run wants, looked at before it begins.
-    """
-
-    stages: tuple[Stage, ...]
-    cores: int = 2
-    disk_gb: float = 0.0
 
 
 class StageFailed(RuntimeError):
@@ -94,12 +52,10 @@ class Chain:
     """
 
     def __init__(self, config: ChainConfig, run: Path, quick: bool = False, seed: int = 0) -> None:
+        check_needs(config)
+        config = reduced(config) if quick else config
         self.config, self.run_directory, self.quick, self.seed = config, run, quick, seed
         self.stages = {stage.name: stage for stage in config.stages}
-        for stage in config.stages:
-            for need in stage.needs + stage.after:
-                if need not in self.stages:
-                    raise ValueError(f"stage {stage.name}: needs {need!r}, which is not a stage")
         self.digests: dict[str, str] = {}
         for stage in config.stages:
             self.digests[stage.name] = self._digest(stage)
@@ -233,7 +189,7 @@ class Chain:
         return record
 
     def _command(self, stage: Stage) -> list[str]:
-        words = stage.command + (stage.quick if self.quick else ())
+        words = stage.command + ((stage.quick or ()) if self.quick else ())
         values = {
             "{run}": str(self.run_directory),
             "{processes}": str(platform.local_processes()),

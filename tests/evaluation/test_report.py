@@ -128,7 +128,7 @@ def test_stages_stand_side_by_side(run: Path) -> None:
         (run / folder).mkdir(parents=True)
         outcomes = {"text_unseen_voice": [True] * right + [False] * (100 - right)}
         ScoreCard().with_outcomes(outcomes).save(run / folder / "scores.json")
-        (run / folder / "ratings.json").write_text(json.dumps({"1": rating, "2": 7.0}))
+        (run / folder / "ratings.json").write_text(json.dumps({"1": [rating], "2": [7.0]}))
     text = write_report(run).read_text()
     Page(text)
     assert all(f'<th class="number">{label}</th>' in text for label in ("SFT-1", "DPO", "merged"))

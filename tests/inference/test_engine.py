@@ -10,7 +10,7 @@ import torch
 
 from megatron_aqaa import platform
 from megatron_aqaa.inference.engine import AnswerEngine
-from megatron_aqaa.inference.sampling import Sampling
+from megatron_aqaa.inference.sampling import SPEECH, Sampling
 from megatron_aqaa.model import AQAAModel, ModelConfig
 from megatron_aqaa.vocabulary import AnswerFormat, GroupGrammar, Vocabulary
 
@@ -102,6 +102,40 @@ def test_constrained_answers_are_always_lawful(engine: AnswerEngine, chunks: tup
             assert answer.finished
             assert len(answer.token_ids) <= sampling.max_new_tokens
             assert GroupGrammar(VOCABULARY, engine.answer_format).accepts(answer.token_ids)
+
+
+def test_an_opening_is_the_beginning_of_the_answer_up_to_its_speech(engine: AnswerEngine) -> None:
+    sampling = Sampling(temperature=1.0, seed=2, max_new_tokens=60)
+    whole = engine.generate(PROMPTS * 3, sampling)
+    openings = engine.generate(PROMPTS * 3, replace(sampling, opening=True))
+    for answer, opening in zip(whole, openings, strict=True):
+        assert opening.finished
+        assert opening.token_ids == answer.token_ids[: answer.token_ids.index(VOCABULARY.audio_start) + 1]
+    (free,) = engine.generate(PROMPTS[:1], Sampling(constrained=False, opening=True, max_new_tokens=60))
+    ends = [token_id in (VOCABULARY.eot, VOCABULARY.audio_start) for token_id in free.token_ids]
+    assert free.finished == any(ends)
+    assert not any(ends[:-1])
+
+
+def test_speech_has_a_temperature_of_its_own(engine: AnswerEngine) -> None:
+    v, sampling = VOCABULARY, Sampling(temperature=1.2, seed=2, max_new_tokens=60)
+    cold = engine.generate(PROMPTS * 3, replace(sampling, speech_temperature=1e-6))
+    for prompt, answer in zip(PROMPTS * 3, cold, strict=True):
+        logits, grammar = _logits(engine, prompt, answer.token_ids), GroupGrammar(VOCABULARY)
+        for place, token_id in enumerate(answer.token_ids[:-10]):  # further on the length may force the end
+            if grammar.allowed() <= SPEECH:  # after a whole chunk words may come, at the temperature of words
+                allowed = engine.mask(grammar.allowed())
+                assert token_id == int(logits[place].masked_fill(~allowed, -torch.inf).argmax())
+            grammar.advance(token_id)
+    words = [[i for i in answer.token_ids[:11] if i < v.text_size] for answer in cold]
+    assert len({tuple(of_answer) for of_answer in words}) == len(words)  # the words stay sampled
+    assert engine.generate(PROMPTS, replace(sampling, speech_temperature=1.2)) == engine.generate(PROMPTS, sampling)
+
+
+@torch.inference_mode()
+def _logits(engine: AnswerEngine, prompt: list[int], token_ids: list[int]) -> torch.Tensor:
+    """[n, V]: what each token of an answer was drawn from."""
+    return engine.model(torch.tensor([[*prompt, *token_ids[:-1]]]))[0, len(prompt) - 1 :]
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_does_not(engine: AnswerEngine) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_aqaa.inference.sampling import CLOSING_TOKENS, KINDS, GrammarMask, Sampling, allowed_kinds, sample
@@ -75,18 +75,40 @@ def test_nucleus_keeps_the_smallest_set_that_reaches_top_p() -> None:
     assert torch.bincount(sample(logits, uniform, 1.0, top_p=1e-9)).tolist() == [0, 1000]
 
 
+def test_a_nucleus_is_drawn_from_in_proportion() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(7, 40)
+    uniform = (torch.arange(4000) + 0.5) / 4000
+    for row in logits:
+        descending, order = row.softmax(-1).sort(descending=True)
+        inside = order[: int((descending.cumsum(0) < 0.6).sum()) + 1]
+        expected = torch.zeros(40).index_copy(0, inside, row.softmax(-1)[inside])
+        drawn = torch.bincount(sample(row.expand(4000, 40), uniform, 1.0, top_p=0.6), minlength=40)
+        torch.testing.assert_close(drawn / 4000, expected / expected.sum(), atol=1 / 4000, rtol=0)
+
+
 @given(st.integers(0, 2**31), st.floats(0, 1, exclude_max=True))
+@example(seed=0, uniform=1 - 2**-53)
 def test_a_forbidden_token_is_never_drawn(seed: int, uniform: float) -> None:
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(seed)) * 10
     forbidden = torch.rand(50, generator=torch.Generator().manual_seed(seed + 1)) < 0.8
     forbidden[7] = False
-    drawn = sample(logits.masked_fill(forbidden, float("-inf")), torch.tensor([uniform]), temperature=0.7)
-    assert not forbidden[drawn]
+    allowed = logits.masked_fill(forbidden, float("-inf"))
+    for top_p in (1.0, 0.9):
+        drawn = sample(allowed, torch.tensor([uniform], dtype=torch.float64), temperature=0.7, top_p=top_p)
+        assert not forbidden[drawn]
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"max_new_tokens": 3}, "at least|shortest")],
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"max_new_tokens": 3}, "at least|shortest"),
+        ({"temperature": 1.0, "speech_temperature": 0.0}, "must be above 0"),
+        ({"speech_temperature": 0.5}, "no effect"),
+        ({"temperature": 1.0, "constrained": False, "speech_temperature": 0.5}, "no effect"),
+    ],
 )
 def test_wrong_settings_are_named(wrong: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):

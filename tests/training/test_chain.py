@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from megatron_aqaa.training.chain import Chain, ChainConfig, Stage, StageFailed
+from megatron_aqaa.training.chain import Chain, StageFailed
 from megatron_aqaa.training.run_lock import locked
+from megatron_aqaa.training.stages import ChainConfig, Stage
 
 
 def writes(name: str, needs: tuple[str, ...] = (), text: str = "x") -> Stage:
@@ -70,6 +72,17 @@ def test_the_seed_reaches_the_stages_that_name_it(tmp_path: Path) -> None:
     assert runs_of(tmp_path, "a") == ["3"] and runs_of(tmp_path, "b") == ["x"]
 
 
+def test_the_reduced_run_leaves_stages_out_and_what_needs_them_does_without(tmp_path: Path) -> None:
+    stages = (writes("a"), replace(writes("b", ("a",)), quick=None), replace(writes("c", ("a", "b")), after=("b",)))
+    reduced = Chain(ChainConfig(stages), tmp_path, quick=True).run()
+    assert [record["name"] for record in reduced] == ["a", "c"]
+    assert not (tmp_path / "b.txt").exists()
+    Chain(ChainConfig(stages), tmp_path).run()
+    assert runs_of(tmp_path, "b") == ["x"]
+    with pytest.raises(ValueError, match="stage b: needs 'z'"):
+        Chain(ChainConfig((replace(writes("b", ("z",)), quick=None),)), tmp_path, quick=True)
+
+
 def test_a_disk_that_is_too_small_is_named_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"GB are free on this disk, the run wants 1000000000.0 GB"):
         Chain(ChainConfig((writes("a"),), disk_gb=1e9), tmp_path).run()
@@ -97,7 +110,8 @@ def test_a_signal_stops_the_stages_first(tmp_path: Path, number: signal.Signals)
 def test_a_stage_of_a_killed_run_keeps_the_next_one_out(tmp_path: Path) -> None:
     stage = ("python", "-c", "import time; open(r'{run}/begun', 'w').close(); time.sleep(60)")
     code = (
-        "from pathlib import Path; from megatron_aqaa.training.chain import Chain, ChainConfig, Stage;"
+        "from pathlib import Path; from megatron_aqaa.training.chain import Chain;"
+        "from megatron_aqaa.training.stages import ChainConfig, Stage;"
         f"Chain(ChainConfig((Stage('slow', {stage!r}),)), Path({str(tmp_path)!r})).run()"
     )
     killed = subprocess.Popen([sys.executable, "-c", code])
