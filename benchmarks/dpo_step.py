@@ -42,7 +42,7 @@ from megatron_aqaa.training.dpo_config import DPOConfig
 from megatron_aqaa.training.lm_state import TrainState, new_state
 from megatron_aqaa.training.optimizer import OptimizerConfig
 from megatron_aqaa.training.reference import PrecomputedReference
-from megatron_aqaa.training.schedule import Batch, Window, update
+from megatron_aqaa.training.schedule import Batch, Window, gradients, update
 from megatron_aqaa.vocabulary import Vocabulary
 
 LENGTH, NUM_PAIRS = 512, 64
@@ -122,7 +122,8 @@ def full_logits(state: TrainState, batches: Window) -> Any:
     without = [{**batch, "targets": batch["labels"]} for batch in batches[0]]
     for batch in without:
         del batch["labels"]
-    return update(state.model_chunks, state.optimizer, [iter(without)], loss, 1, _shape(batches))
+    gradients(state.model_chunks, state.optimizer, [iter(without)], loss, 1, _shape(batches))
+    return update(state.optimizer)
 
 
 FORMS: dict[str, Callable[[TrainState, Window], Any]] = {

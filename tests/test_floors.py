@@ -13,7 +13,7 @@ FLOORS = (
     {"ops", "audio"},
     {"tokenizer", "model", "vocoder"},
     {"data", "checkpoint"},
-    {"training", "planner", "inference", "evaluation"},
+    {"training", "planner", "slurm", "inference", "evaluation"},
 )
 SIDEWAYS = {("evaluation", "inference"), ("network_file", "config")}  # the pairs on a floor that may meet
 PACKAGE = sorted((ROOT / "megatron_aqaa").rglob("*.py"))

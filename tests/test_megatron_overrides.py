@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from megatron.core.datasets.gpt_dataset import GPTDataset
 from megatron.core.datasets.megatron_dataset import MegatronDataset
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.dot_product_attention import DotProductAttention
@@ -73,6 +74,8 @@ RELIES_ON: dict[Override, tuple[Callable[..., Any], str]] = {
     ("WholeDocuments", "numel_low_level_dataset"): (MegatronDataset.numel_low_level_dataset, "low_level_dataset"),
     ("WholeDocuments", "__len__"): (MegatronDataset.__len__, ""),
     ("WholeDocuments", "__getitem__"): (MegatronDataset.__getitem__, "idx"),
+    ("ShardStrategy", "__init__"): (TorchDistSaveShardedStrategy.__init__, "backend version"),
+    ("ShardStrategy", "async_save"): (TorchDistSaveShardedStrategy.async_save, "sharded_state_dict checkpoint_dir"),
 }
 PASSED_BY_ORDER = [("CutDocuments", "__init__"), ("WholeDocuments", "__init__")]
 

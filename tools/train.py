@@ -4,39 +4,19 @@ Examples:
     torchrun --nproc-per-node 2 tools/train.py examples/tiny_cpu/sft.yaml
     torchrun --nproc-per-node 8 tools/train.py run.yaml optimizer.learning_rate=1e-5 training.steps=2000
 
-Run the same command again after an interruption: it continues at the newest complete checkpoint.
-Exit codes: 0 done, 1 the run failed, 2 wrong settings or files, 130 stopped by a signal after saving.
+Run the same command again after an interruption: it continues at the newest complete checkpoint. On a SLURM cluster:
+tools/launch_slurm.py.
+Exit codes: 0 done, 1 the run failed, 2 wrong settings or files, 75 stopped by a signal after saving, 130 interrupted
+before its first step.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from megatron_aqaa.config import load_config
+from megatron_aqaa.training.command import training_command
 from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.train import train
 
-
-def main() -> int:
-    """Parse, load, train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", help="section.field=value")
-    arguments = parser.parse_args()
-    try:
-        train(load_config(TrainConfig, arguments.config, arguments.overrides))
-    except ValueError as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(training_command(__doc__, TrainConfig, train))

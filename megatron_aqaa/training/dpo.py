@@ -8,13 +8,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 
+from megatron_aqaa.checkpoint.agreement import from_rank_zero
 from megatron_aqaa.checkpoint.store import require_checkpoint
 from megatron_aqaa.data.preferences import PairRows, PreferencePairs
 from megatron_aqaa.training.dpo_config import DPOTrainConfig
 from megatron_aqaa.training.dpo_step import DPOResult, dpo_step, dpo_validation
+from megatron_aqaa.training.guards import Judge, always
 from megatron_aqaa.training.lm_batch import micro_batches
 from megatron_aqaa.training.lm_state import TrainState
 from megatron_aqaa.training.loop import num_microbatches, run
@@ -26,7 +29,7 @@ from megatron_aqaa.training.reference import (
     keep_identity,
     precomputed_table,
 )
-from megatron_aqaa.training.reference_cache import from_rank_zero, identity_key, table_key
+from megatron_aqaa.training.reference_cache import identity_key, table_key
 from megatron_aqaa.training.schedule import Window
 from megatron_aqaa.vocabulary import Vocabulary
 
@@ -57,21 +60,27 @@ class PreferenceOptimization:
         loop = config.training
         self.pairs = {name: self._pairs(names) for name, names in self._sources().items()}
         self._record_counts()
-        rows = PairRows(self.pairs["train"], self.pairs["train"].used, loop.seed, loop.steps * loop.global_batch_size)
-        self.training_windows = self.windows(rows, state.consumed_samples)
+        train = self.pairs["train"]
+        self.rows = PairRows(train, train.used, loop.seed, loop.steps * loop.global_batch_size)
+        self.training_windows = self.windows(self.rows, state.consumed_samples)
         self.references = self._references()
 
-    def step(self) -> DPOResult:
+    def step(self, judge: Judge = always) -> DPOResult:
         """One optimizer step on the next global batch.
 
         Raises:
             FloatingPointError: the first step, from the reference itself, does not give the value that it must have.
         """
         window = self.references["train"].attach(next(self.training_windows))
-        result = dpo_step(self.state.model_chunks, self.state.optimizer, window, self.config.dpo, self.shape)
+        result = dpo_step(self.state.model_chunks, self.state.optimizer, window, self.config.dpo, self.shape, judge)
         if self.state.step == 0 and self._starts_at_reference():
             check_first_step(result, self.config)
         return result
+
+    def source(self, sequence: int) -> dict[str, Any]:
+        """Pairs of training sequence `sequence`, numbered through the data sets."""
+        data_sets = [str(prefix) for prefix in self.pairs["train"].prefixes]
+        return {"data_sets": data_sets, "pairs": self.rows.packs[sequence].tolist()}
 
     def validation(self) -> dict[str, float]:
         """Means over all held-out pairs."""

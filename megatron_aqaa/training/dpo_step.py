@@ -7,9 +7,10 @@ pairs in the global batch, so the loss is the same for every micro-batch split a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from megatron.core import parallel_state
@@ -18,8 +19,9 @@ from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_para
 from torch import Tensor
 
 from megatron_aqaa.training.dpo_config import DPOConfig
+from megatron_aqaa.training.guards import Judge, always
 from megatron_aqaa.training.preference_losses import PairLogps, log_ratios, rewards
-from megatron_aqaa.training.schedule import Batch, Loss, Window, evaluate, global_sums, update
+from megatron_aqaa.training.schedule import Batch, Loss, Update, Window, evaluate, global_sums, gradients, update
 
 SUMS = (
     "pairs",
@@ -56,8 +58,9 @@ class DPOResult:
         drift_rejected: the same of the rejected answers.
         distance: absolute log-ratio of an answer per token; not logged.
         tokens_per_pair: targets of both answers; not logged.
+        targets: of all answers of the global batch, those that carry preference.
         grad_norm: global gradient norm before clipping.
-        updated: False where the update was skipped (overflow).
+        updated: False where the update was skipped.
     """
 
     loss: float
@@ -71,8 +74,10 @@ class DPOResult:
     drift_rejected: float
     distance: float
     tokens_per_pair: float
+    targets: int = 0
     grad_norm: float = 0.0
     updated: bool = False
+    audio_seconds: ClassVar[float | None] = None  # nobody counts it here
 
     @property
     def values(self) -> dict[str, float]:
@@ -81,6 +86,11 @@ class DPOResult:
         margin = self.reward_chosen - self.reward_rejected
         return {**{name: getattr(self, name) for name in names.split()}, "margin": margin}
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What is logged of a training step's batch."""
+        return {"targets": self.targets}
+
 
 def dpo_step(
     model_chunks: list[Any],
@@ -88,6 +98,7 @@ def dpo_step(
     window: Window,
     config: DPOConfig,
     shape: tuple[int, int],
+    judge: Judge = always,
 ) -> DPOResult:
     """Run one step.
 
@@ -97,9 +108,12 @@ def dpo_step(
         window: the batches of `PairRows`, with `reference_logps` [B, P, 2].
         config: the loss.
         shape: (micro-batch size, sequence length).
+        judge: decides whether the step counts.
     """
-    done = update(model_chunks, optimizer, [iter(own) for own in window], pair_loss(config), len(window[0]), shape)
-    return _result(global_sums(done.values, len(SUMS)), done.grad_norm, done.updated)
+    values = gradients(model_chunks, optimizer, [iter(own) for own in window], pair_loss(config), len(window[0]), shape)
+    before = _result(global_sums(values, len(SUMS)))
+    done: Update = update(optimizer, before.loss, judge)
+    return dataclasses.replace(before, grad_norm=done.grad_norm, updated=done.updated)
 
 
 def dpo_validation(
@@ -192,9 +206,11 @@ def _pair_sums(sums: Tensor, reference: Tensor, num_targets: Tensor, config: DPO
         return total, torch.stack([by_name[name].sum().float() for name in SUMS])
 
 
-def _result(totals: Tensor, grad_norm: float = 0.0, updated: bool = False) -> DPOResult:
+def _result(totals: Tensor) -> DPOResult:
     sums = dict(zip(SUMS, totals.tolist(), strict=True))
-    pairs, chosen, rejected = (max(sums.pop(name), 1.0) for name in ("pairs", "targets_chosen", "targets_rejected"))
+    pairs, chosen, rejected = (sums.pop(name) for name in ("pairs", "targets_chosen", "targets_rejected"))
+    targets = int(chosen + rejected)
+    pairs, chosen, rejected = (max(count, 1.0) for count in (pairs, chosen, rejected))
     per = {"drift_chosen": chosen, "drift_rejected": rejected, "distance": chosen + rejected}
     means = {name: value / per.get(name, pairs) for name, value in sums.items()}
-    return DPOResult(**means, tokens_per_pair=(chosen + rejected) / pairs, grad_norm=grad_norm, updated=updated)
+    return DPOResult(**means, tokens_per_pair=(chosen + rejected) / pairs, targets=targets)

@@ -12,9 +12,13 @@ from torch.utils.data import Dataset
 from megatron_aqaa import platform
 from megatron_aqaa.data.loader import batches
 from megatron_aqaa.data.sample import Batch
+from megatron_aqaa.training.stopwatch import Stopwatch
 from megatron_aqaa.vocabulary import GROUP_SIZE, LINGUISTIC, SEMANTIC, Vocabulary
 
 _WHOLE = ("document_ids", "pairs", "num_targets")
+
+fetching = Stopwatch()
+"""Time that this process has waited for micro-batches: one watch for all, like the process itself."""
 
 
 def micro_batches(
@@ -53,7 +57,7 @@ def micro_batches(
             batch["group_positions"] = group_positions(batch["token_ids"], vocabulary)
         return {name: value.to(platform.device()) for name, value in _context_parallel_part(batch).items()}
 
-    return map(rank_part, whole)
+    return fetching.timed(map(rank_part, whole))
 
 
 def group_positions(token_ids: Tensor, vocabulary: Vocabulary) -> Tensor:

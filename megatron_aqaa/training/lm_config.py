@@ -9,7 +9,9 @@ from megatron_aqaa.data.datasets import DataConfig
 from megatron_aqaa.model.config import ModelConfig
 from megatron_aqaa.platform import ParallelConfig
 from megatron_aqaa.training.frozen import Frozen
+from megatron_aqaa.training.guards import GuardConfig
 from megatron_aqaa.training.optimizer import OptimizerConfig
+from megatron_aqaa.training.watchdog import WatchdogConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class LoopConfig:
         save_interval: steps between checkpoints; one is always written at the end and on a stop signal.
         validation_interval: steps between passes over `data.validation`; one is always made at the end if it is set.
         keep_checkpoints: newest checkpoints to keep.
+        keep_every: checkpoints whose step is a multiple of this stay for ever; None: none.
+        async_save: write checkpoints while training goes on.
         seed: initial weights and data order.
         init_from: run or checkpoint directory whose weights (not optimizer) the run starts from.
         grow_vocabulary: `init_from` is a text model: its first `text_size` rows of embedding and head are kept, those
@@ -31,6 +35,11 @@ class LoopConfig:
             embedding and head).
         code_vectors: tokenizer directory; embedding and head rows of the audio codes start from a random projection
             of its code vectors, so that codes that sound alike start alike.
+        report_interval: steps between comparisons of the ranks, which name the slowest one.
+        tensorboard: also write `<run>/tensorboard`; needs the extra `track`.
+        wandb_project: also log to this project of Weights & Biases; needs the extra `track`.
+        peak_tflops: rate of one GPU that MFU is a share of; None: by the name of the GPU, dense bf16. Without either
+            (on a CPU) there is no MFU.
     """
 
     steps: int
@@ -44,10 +53,22 @@ class LoopConfig:
     grow_vocabulary: bool = False
     frozen: tuple[Frozen, ...] = ()
     code_vectors: Path | None = None
+    keep_every: int | None = None
+    async_save: bool = False
+    report_interval: int = 100
+    tensorboard: bool = False
+    wandb_project: str | None = None
+    peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
         if self.grow_vocabulary and self.init_from is None:
             raise ValueError("training.grow_vocabulary needs training.init_from: the checkpoint of a text model")
+        for name in ("keep_checkpoints", "keep_every", "report_interval"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"training.{name} = {value}: must be at least 1")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"training.peak_tflops = {self.peak_tflops}: must be above 0")
 
 
 @dataclass(frozen=True)
@@ -57,6 +78,8 @@ class TrainConfig:
     Attributes:
         run: directory for checkpoints, `log.jsonl` and the resolved configuration.
         vocabulary: YAML file with the id layout.
+        guards: which steps are skipped.
+        watchdog: when the run counts as hung.
     """
 
     run: Path
@@ -66,3 +89,5 @@ class TrainConfig:
     optimizer: OptimizerConfig
     training: LoopConfig
     parallel: ParallelConfig = ParallelConfig()
+    guards: GuardConfig = GuardConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from megatron.core.optimizer import MegatronOptimizer
 
-from megatron_aqaa.training.schedule import Batch, Loss, evaluate, global_sums, update
-from megatron_aqaa.vocabulary import MODALITY_NAMES, Vocabulary
+from megatron_aqaa.training.guards import Judge, always
+from megatron_aqaa.training.schedule import Batch, Loss, Update, evaluate, global_sums, gradients, update
+from megatron_aqaa.vocabulary import GROUP_DURATION_S, GROUP_SIZE, MODALITY_NAMES, Vocabulary
 
-_NUM_SUMS = 2 + 2 * len(MODALITY_NAMES)
+_NUM_SUMS = 3 + 2 * len(MODALITY_NAMES)
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,16 @@ class StepResult:
     Attributes:
         loss: weighted mean over the global batch, as minimised.
         modality_losses: unweighted mean per modality, absent where the batch had no such target.
+        modality_targets: targets per modality; the losses weighted by these and by the weights of `data` give `loss`.
+        audio_seconds: length of the speech in the global batch, questions included.
         grad_norm: global gradient norm before clipping.
-        updated: False where the update was skipped (overflow).
+        updated: False where the update was skipped.
     """
 
     loss: float
     modality_losses: dict[str, float]
+    modality_targets: dict[str, int]
+    audio_seconds: float
     grad_norm: float
     updated: bool
 
@@ -35,6 +40,16 @@ class StepResult:
     def values(self) -> dict[str, float]:
         """What is logged beside the loss."""
         return {f"loss_{name}": value for name, value in self.modality_losses.items()}
+
+    @property
+    def targets(self) -> int:
+        """Positions that went through the output head."""
+        return sum(self.modality_targets.values())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What is logged of a training step's batch."""
+        return {f"targets_{name}": count for name, count in self.modality_targets.items()}
 
 
 def train_step(
@@ -44,6 +59,7 @@ def train_step(
     vocabulary: Vocabulary,
     num_microbatches: int,
     shape: tuple[int, int],
+    judge: Judge = always,
 ) -> StepResult:
     """Run one step.
 
@@ -54,9 +70,11 @@ def train_step(
         vocabulary: tells modalities apart for the log.
         num_microbatches: micro-batches of this data-parallel rank.
         shape: (micro-batch size, sequence length).
+        judge: decides whether the step counts.
     """
-    done = update(model_chunks, optimizer, batches, _loss(vocabulary), num_microbatches, shape)
-    return _result(global_sums(done.values, _NUM_SUMS), done.grad_norm, done.updated)
+    values = gradients(model_chunks, optimizer, batches, _loss(vocabulary), num_microbatches, shape)
+    totals = global_sums(values, _NUM_SUMS).tolist()
+    return _result(totals, update(optimizer, _mean(totals), judge))
 
 
 def validation_step(
@@ -68,7 +86,7 @@ def validation_step(
 ) -> StepResult:
     """Losses over `num_microbatches` without a backward pass; arguments as in `train_step`."""
     values = evaluate(model_chunks, batches, _loss(vocabulary), num_microbatches, shape)
-    return _result(global_sums(values, _NUM_SUMS), grad_norm=0.0, updated=False)
+    return _result(global_sums(values, _NUM_SUMS).tolist(), Update(0.0, updated=False))
 
 
 def _loss(vocabulary: Vocabulary) -> Loss:
@@ -83,7 +101,7 @@ def _loss(vocabulary: Vocabulary) -> Loss:
         weighted = (losses.float() * weights).sum()
         modality = vocabulary.modality(batch["labels"])
         target = weights > 0
-        sums = [weighted.detach(), weights.sum()]
+        sums = [weighted.detach(), weights.sum(), vocabulary.is_audio(batch["token_ids"]).sum()]
         for index in range(len(MODALITY_NAMES)):
             chosen = target & (modality == index)
             sums += [losses.detach().float()[chosen].sum(), chosen.sum()]
@@ -92,9 +110,20 @@ def _loss(vocabulary: Vocabulary) -> Loss:
     return loss
 
 
-def _result(totals: torch.Tensor, grad_norm: float, updated: bool) -> StepResult:
-    weighted, weight, *rest = totals.tolist()
-    modality_losses = {
-        name: rest[2 * index] / rest[2 * index + 1] for index, name in enumerate(MODALITY_NAMES) if rest[2 * index + 1]
-    }
-    return StepResult(weighted / max(weight, 1.0), modality_losses, grad_norm, updated)
+def _mean(totals: list[float]) -> float:
+    """The loss as minimised."""
+    weighted, weight, *_ = totals
+    return weighted / max(weight, 1.0)
+
+
+def _result(totals: list[float], done: Update) -> StepResult:
+    _, _, audio_tokens, *rest = totals
+    sums, counts = dict(zip(MODALITY_NAMES, rest[::2], strict=True)), dict(zip(MODALITY_NAMES, rest[1::2], strict=True))
+    return StepResult(
+        loss=_mean(totals),
+        modality_losses={name: sums[name] / count for name, count in counts.items() if count},
+        modality_targets={name: int(count) for name, count in counts.items()},
+        audio_seconds=audio_tokens / GROUP_SIZE * GROUP_DURATION_S,
+        grad_norm=done.grad_norm,
+        updated=done.updated,
+    )

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from megatron.core import parallel_state
 
 from megatron_aqaa import platform
+from megatron_aqaa.checkpoint.agreement import from_rank_zero
 from megatron_aqaa.config import save_config
+from megatron_aqaa.training.guards import Guards, Judge, agreed, always
 from megatron_aqaa.training.lm_config import LoopConfig, TrainConfig
 from megatron_aqaa.training.lm_state import TrainState, build_state
 from megatron_aqaa.training.optimizer import backbone_learning_rate
-from megatron_aqaa.training.progress import Progress
+from megatron_aqaa.training.saving import CheckpointSaver
+from megatron_aqaa.training.skipped import past_of, sequences_of_ranks, write_skipped
 from megatron_aqaa.training.stop import StopRequest
+from megatron_aqaa.training.telemetry import Result, Telemetry
+from megatron_aqaa.training.trackers import require_trackers
+from megatron_aqaa.training.watchdog import Watchdog
 from megatron_aqaa.vocabulary import Vocabulary
-
-
-class Result(Protocol):
-    """What one step reports; the same on every rank."""
-
-    @property
-    def loss(self) -> float:
-        """As minimised."""
-
-    @property
-    def grad_norm(self) -> float:
-        """Before clipping."""
-
-    @property
-    def values(self) -> dict[str, float]:
-        """What is logged beside these."""
 
 
 class Task(Protocol):
@@ -43,11 +32,14 @@ class Task(Protocol):
     def validates_at_start(self) -> bool:
         """Also look at the held-out data before the first step."""
 
-    def step(self) -> Result:
-        """One optimizer step on the next global batch."""
+    def step(self, judge: Judge = always) -> Result:
+        """One optimizer step on the next global batch, if the judge does not turn it down."""
 
     def validation(self) -> dict[str, float]:
         """Values on the held-out data, under the names that they are logged by."""
+
+    def source(self, sequence: int) -> dict[str, Any]:
+        """Where training sequence `sequence` of the run comes from, as plain values."""
 
 
 C = TypeVar("C", bound=TrainConfig)
@@ -62,17 +54,18 @@ def run(config: C, make_task: MakeTask[C]) -> None:
 
     Raises:
         ValueError: settings, data or checkpoints that do not fit together.
-        FloatingPointError: the loss is NaN or infinite.
+        FloatingPointError: more steps were skipped than `guards` allows.
         KeyboardInterrupt: stopped by a signal, after saving.
     """
     platform.initialize(config.parallel, config.training.seed)
     try:
         vocabulary = Vocabulary.load(config.vocabulary)
         num_microbatches(config.training)
+        require_trackers(config.training)
         state = build_state(config, vocabulary)
         task = make_task(config, state, vocabulary)
         _write_settings(config)
-        _loop(config, state, task)
+        to_the_end(config, state, task, vocabulary)
     finally:
         platform.shutdown()
 
@@ -94,46 +87,68 @@ def num_microbatches(loop: LoopConfig) -> int:
 
 def any_rank(flag: bool) -> bool:
     """True on every rank if `flag` is true on one: a signal may reach the ranks between different steps."""
-    value = torch.tensor(int(flag), device=platform.device())
-    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-    return bool(value.item())
+    return agreed(flag)[0]
 
 
-def _loop(config: TrainConfig, state: TrainState, task: Task) -> None:
-    loop = config.training
-    with StopRequest() as stop, _progress(config, state.step) as progress:
-        if config.data.validation and state.step == 0 and task.validates_at_start:
-            progress.log({"step": 0, **task.validation()})
+def to_the_end(config: TrainConfig, state: TrainState, task: Task, vocabulary: Vocabulary) -> None:
+    """The steps that are left, on process groups that exist; raises as `run` does."""
+    loop, validates = config.training, bool(config.data.validation)
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    with (
+        StopRequest() as stop,
+        Telemetry(config, state, vocabulary) as telemetry,
+        Watchdog(config.watchdog, config.run, rank, world_size) as watchdog,
+        CheckpointSaver(config, state) as saver,
+    ):
+        guards = _guards(config, state.step, stop)
+        if validates and state.step == 0 and task.validates_at_start:
+            telemetry.validation(0, task.validation())
         while state.step < loop.steps:
-            started_s = time.monotonic()
-            result = task.step()
+            telemetry.begin()
+            result = task.step(guards)
             learning_rate = backbone_learning_rate(state.optimizer)
-            state.scheduler.step(1)
-            state.step += 1
-            state.consumed_samples += loop.global_batch_size
-            _report(progress, state.step, result, learning_rate, time.monotonic() - started_s, config)
-            if config.data.validation and (state.step % loop.validation_interval == 0 or state.step == loop.steps):
-                progress.log({"step": state.step, **task.validation()})
-            stopping = any_rank(stop.requested)
-            if stopping or state.step % loop.save_interval == 0 or state.step == loop.steps:
-                state.save(config.run, loop.keep_checkpoints)
-            if stopping:
+            _advance(state, loop, result)
+            telemetry.report(state.step, result, learning_rate, guards)
+            watchdog.alive(f"step {state.step}")
+            if guards.objection is not None:
+                _keep_batch(telemetry, state, task, result, guards)
+                guards.give_up_at_limit(state.step)
+            is_last = state.step == loop.steps
+            if validates and (is_last or state.step % loop.validation_interval == 0):
+                telemetry.validation(state.step, task.validation())
+                watchdog.alive(f"validation after step {state.step}")
+            saver.poll()
+            if guards.stopping or is_last or state.step % loop.save_interval == 0:
+                saver.save(wait=guards.stopping or is_last)
+                watchdog.alive(f"save after step {state.step}")
+            if guards.stopping:
                 raise KeyboardInterrupt(f"stopped at step {state.step}, saved; run the same command to continue")
 
 
-def _progress(config: TrainConfig, step: int) -> Progress:
-    writes = torch.distributed.get_rank() == 0
-    log_path = config.run / "log.jsonl" if writes else None
-    return Progress(config.run.name, config.training.steps, step, log_path, silent=not writes)
+def _advance(state: TrainState, loop: LoopConfig, result: Result) -> None:
+    """A step that was skipped counts as a step, and its data as read; the learning rate stays where it was."""
+    if result.updated:
+        state.scheduler.step(1)
+    state.step += 1
+    state.consumed_samples += loop.global_batch_size
 
 
-def _report(progress: Progress, step: int, result: Result, rate: float, seconds: float, config: TrainConfig) -> None:
-    tokens_per_second = config.training.global_batch_size * config.data.sequence_length / seconds
-    progress.update(step, loss=result.loss, **result.values, tokens_per_second=tokens_per_second)
-    record = {"step": step, "loss": result.loss, **result.values, "grad_norm": result.grad_norm, "learning_rate": rate}
-    progress.log({**record, "tokens_per_second": tokens_per_second, "seconds": seconds})
-    if result.loss != result.loss or result.loss == float("inf"):
-        raise FloatingPointError(f"loss {result.loss} at step {step}: lower optimizer.learning_rate or check the data")
+def _guards(config: TrainConfig, step: int, stop: StopRequest) -> Guards:
+    """With what the run's log says of earlier sessions."""
+    past = from_rank_zero(lambda: past_of(config.run / "log.jsonl", step, config.guards.spike_window))
+    return Guards(config.guards, lambda: stop.requested, past)
+
+
+def _keep_batch(telemetry: Telemetry, state: TrainState, task: Task, result: Result, guards: Guards) -> None:
+    """Write down which documents a skipped step read."""
+    if torch.distributed.get_rank():
+        return
+    loop, num_ranks = telemetry.config.training, parallel_state.get_data_parallel_world_size()
+    first = state.consumed_samples - loop.global_batch_size
+    ranks = sequences_of_ranks(first, loop.global_batch_size, loop.micro_batch_size, num_ranks)
+    facts = {"reason": guards.objection, "loss": result.loss, "grad_norm": result.grad_norm}
+    path = write_skipped(telemetry.config.run, state.step, facts, ranks, task)
+    telemetry.progress.note(f"step {state.step} skipped: {guards.objection}; what it read: {path}")
 
 
 def _write_settings(config: TrainConfig) -> None:

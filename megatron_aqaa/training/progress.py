@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,8 @@ class Progress:
         self.title, self.total, self.done, self.first = title, total, done, done
         self.log_path, self.interval_s, self.silent = log_path, interval_s, silent
         self.started_s = self.printed_s = time.monotonic()
+        if log_path:
+            _end_last_line(log_path)
         on_terminal = sys.stderr.isatty() and not silent
         self.bar = tqdm(total=total, initial=done, desc=title, dynamic_ncols=True) if on_terminal else None
 
@@ -55,6 +58,13 @@ class Progress:
             print(f"{self.title}: {done}/{self.total} {text} ETA {self.eta_s(done):.0f} s", file=sys.stderr, flush=True)
         self.done = done
 
+    def note(self, text: str) -> None:
+        """Say something that is no number of a step."""
+        if self.bar:
+            self.bar.write(f"{self.title}: {text}", file=sys.stderr)
+        elif not self.silent:
+            print(f"{self.title}: {text}", file=sys.stderr, flush=True)
+
     def eta_s(self, done: int) -> float:
         """Seconds left at the rate since start."""
         elapsed_s = time.monotonic() - self.started_s
@@ -65,3 +75,13 @@ class Progress:
         if self.log_path:
             with self.log_path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def _end_last_line(path: Path) -> None:
+    """A killed run may have left it half-written: what comes next must not be joined to it."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            file.write(b"\n")

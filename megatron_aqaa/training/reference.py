@@ -15,11 +15,13 @@ from torch import Tensor
 
 from megatron_aqaa import platform
 from megatron_aqaa.checkpoint import store
+from megatron_aqaa.checkpoint.agreement import from_rank_zero
 from megatron_aqaa.data.preferences import PairRows, PreferencePairs
 from megatron_aqaa.training.dpo_step import answer_logps
 from megatron_aqaa.training.loop import any_rank
+from megatron_aqaa.training.optimizer import gather_weights
 from megatron_aqaa.training.progress import Progress
-from megatron_aqaa.training.reference_cache import check_key, from_rank_zero, read_table, write_table
+from megatron_aqaa.training.reference_cache import check_key, read_table, write_table
 from megatron_aqaa.training.schedule import Window
 from megatron_aqaa.training.stop import StopRequest
 from megatron_aqaa.whole_file import write_json
@@ -92,6 +94,7 @@ class ReferenceWeights:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within the block the model is the reference; afterwards it is the policy again, to the last bit."""
+        gather_weights(self.model_chunks)  # else a process would put aside stale parts of what others own
         _copy(self.parameters, to=self._policy)
         _copy(self._reference, to=self.parameters)
         try:

@@ -1,9 +1,8 @@
 """Log-probabilities of a reference model on disk, and what they are valid for.
 
 `<run>/reference/<name>.safetensors` holds one table `logps` [pairs, 2] float64 (chosen, rejected; NaN where not
-computed) and,
-in its header, the key: what the numbers depend on. Any part that differs makes the table stale, and it is refused by
-the name of that part.
+computed) and, in its header, the key: what the numbers depend on. Any part that differs makes the table stale, and it
+is refused by the name of that part.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +25,6 @@ from megatron_aqaa.data.indexed import mask_prefix
 from megatron_aqaa.training.dpo_config import DPOTrainConfig
 from megatron_aqaa.vocabulary import Vocabulary
 
-T = TypeVar("T")
 _NOT_OF_THE_FUNCTION = ("recompute", "recompute_logits", "init_method_std", "max_sequence_length")
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
@@ -118,21 +116,6 @@ def check_key(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None
             f"{path}: made for another reference: {'; '.join(different)}. Set back what was changed, delete the file "
             "to make it anew, or give the run a directory of its own"
         )
-
-
-def from_rank_zero(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank; a ValueError of it is raised on every rank."""
-    result: list[Any] = [None, None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            result[0] = make()
-        except ValueError as error:
-            result[1] = str(error)
-    torch.distributed.broadcast_object_list(result, src=0)
-    if result[1] is not None:
-        raise ValueError(result[1])
-    made: T = result[0]
-    return made
 
 
 def _flat(key: dict[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_aqaa import platform
+from megatron_aqaa.training.guards import Judge, always
 
 Batch = dict[str, torch.Tensor]
 """token_ids, labels [B, S] int64; loss_mask [B, S] float32; document_ids [B, S] int64; where the model has a
@@ -30,25 +33,23 @@ class Update(NamedTuple):
     """What became of one optimizer step.
 
     Attributes:
-        values: what the loss brought back from each micro-batch; empty but on the last pipeline stage.
-        grad_norm: global gradient norm before clipping.
-        updated: False where the update was skipped (overflow).
+        grad_norm: global gradient norm before clipping; infinite where a loss scaler found an overflow.
+        updated: False where the step was skipped.
     """
 
-    values: list[torch.Tensor]
     grad_norm: float
     updated: bool
 
 
-def update(
+def gradients(
     model_chunks: list[Any],
     optimizer: MegatronOptimizer,
     batches: list[Iterator[Batch]],
     loss: Loss,
     num_microbatches: int,
     shape: tuple[int, int],
-) -> Update:
-    """Forward and backward over all micro-batches, then the update.
+) -> list[torch.Tensor]:
+    """Forward and backward over all micro-batches; the sums of gradients are then in their buffers.
 
     Args:
         model_chunks: DDP-wrapped models of this rank, one per virtual pipeline stage.
@@ -57,13 +58,37 @@ def update(
         loss: called on the last pipeline stage.
         num_microbatches: micro-batches of this data-parallel rank.
         shape: (micro-batch size, sequence length).
+
+    Returns:
+        What the loss brought back from each micro-batch; empty but on the last pipeline stage.
     """
     for chunk in model_chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    values = _run(model_chunks, batches, loss, num_microbatches, shape, forward_only=False)
-    updated, grad_norm, _ = optimizer.step()
-    return Update(values, float(grad_norm or 0.0), bool(updated))
+    return _run(model_chunks, batches, loss, num_microbatches, shape, forward_only=False)
+
+
+@torch.no_grad()
+def update(optimizer: MegatronOptimizer, loss: float = 0.0, judge: Judge = always) -> Update:
+    """Megatron's `optimizer.step()` in its own parts, with a question between gradient norm and update.
+
+    A step that the judge turns down ends where Megatron ends one with an overflow: nothing is changed.
+
+    Args:
+        optimizer: after `gradients`.
+        loss: of the step, for the judge.
+        judge: gives the same answer on every rank; asked exactly once.
+    """
+    overflow = optimizer.prepare_grads()
+    grad_norm = math.inf if overflow else float(optimizer.get_grad_norm())
+    if not judge(loss, grad_norm) or overflow:
+        return Update(grad_norm, updated=False)
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        parameters = [] if part.is_stub_optimizer else part.get_parameters()
+        if parameters and part.config.clip_grad > 0.0:
+            decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, grad_norm, decoupled)
+    return Update(grad_norm, updated=bool(optimizer.step_with_ready_grads()))
 
 
 @torch.no_grad()
@@ -74,7 +99,7 @@ def evaluate(
     num_microbatches: int,
     shape: tuple[int, int],
 ) -> list[torch.Tensor]:
-    """`Update.values` of a forward pass alone; arguments as in `update`."""
+    """What `gradients` brings back, from a forward pass alone; arguments as there."""
     for chunk in model_chunks:
         chunk.eval()
     values = _run(model_chunks, batches, loss, num_microbatches, shape, forward_only=True)

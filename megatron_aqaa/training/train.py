@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from megatron.core import parallel_state
 from torch.utils.data import Dataset
 
 from megatron_aqaa.data.datasets import build_dataset, build_validation_dataset
+from megatron_aqaa.data.sources import source_of
+from megatron_aqaa.training.guards import Judge, always
 from megatron_aqaa.training.lm_batch import micro_batches
 from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.lm_state import TrainState
@@ -30,14 +33,19 @@ class NextTokens:
         self.config, self.state, self.vocabulary = config, state, vocabulary
         self.shape = (config.training.micro_batch_size, config.data.sequence_length)
         self.num_microbatches = num_microbatches(config.training)
-        self.batches = training_batches(config, state, vocabulary, self.num_microbatches)
-
-    def step(self) -> StepResult:
-        """One optimizer step on the next global batch."""
-        state = self.state
-        return train_step(
-            state.model_chunks, state.optimizer, self.batches, self.vocabulary, self.num_microbatches, self.shape
+        self.dataset = training_set(config, vocabulary)
+        self.batches = _iterators(
+            config, self.dataset, state, vocabulary, self.num_microbatches, state.consumed_samples
         )
+
+    def step(self, judge: Judge = always) -> StepResult:
+        """One optimizer step on the next global batch."""
+        state, count = self.state, self.num_microbatches
+        return train_step(state.model_chunks, state.optimizer, self.batches, self.vocabulary, count, self.shape, judge)
+
+    def source(self, sequence: int) -> dict[str, Any]:
+        """Data set and documents of training sequence `sequence`."""
+        return source_of(self.dataset, sequence)
 
     def validation(self) -> dict[str, float]:
         """Mean losses over the held-out data, without the sequences that do not fill a last batch."""
@@ -51,13 +59,10 @@ class NextTokens:
         return {f"validation_{name}": value for name, value in {"loss": result.loss, **result.values}.items()}
 
 
-def training_batches(
-    config: TrainConfig, state: TrainState, vocabulary: Vocabulary, num_microbatches: int
-) -> list[Iterator[Batch]]:
-    """Training micro-batches from the run's position on, an iterator for each virtual pipeline stage."""
+def training_set(config: TrainConfig, vocabulary: Vocabulary) -> Dataset[Batch]:
+    """The sequences of the whole run."""
     loop = config.training
-    dataset = build_dataset(config.data, vocabulary, loop.steps * loop.global_batch_size, loop.seed)
-    return _iterators(config, dataset, state, vocabulary, num_microbatches, state.consumed_samples)
+    return build_dataset(config.data, vocabulary, loop.steps * loop.global_batch_size, loop.seed)
 
 
 def _iterators(

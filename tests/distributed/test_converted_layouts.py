@@ -15,16 +15,16 @@ from torch import Tensor
 
 from megatron_aqaa import platform
 from megatron_aqaa.checkpoint import store
-from megatron_aqaa.checkpoint.conversion import run_conversion
-from megatron_aqaa.checkpoint.export_huggingface import ExportOptions, plan_export
-from megatron_aqaa.checkpoint.import_huggingface import ImportOptions, plan_import
-from megatron_aqaa.checkpoint.reshard import plan_reshard
+from megatron_aqaa.checkpoint.conversion.export_huggingface import ExportOptions, plan_export
+from megatron_aqaa.checkpoint.conversion.import_huggingface import ImportOptions, plan_import
+from megatron_aqaa.checkpoint.conversion.reshard import plan_reshard
+from megatron_aqaa.checkpoint.conversion.run import run_conversion
 from megatron_aqaa.config import parse_config
 from megatron_aqaa.model import ModelConfig, build_model
 from megatron_aqaa.platform import ParallelConfig
 from megatron_aqaa.vocabulary import Vocabulary
-from tests.checkpoint import naive_decoder
-from tests.checkpoint.tiny_huggingface import configuration, write_model
+from tests.checkpoint.conversion import naive_decoder
+from tests.checkpoint.conversion.tiny_huggingface import configuration, write_model
 from tests.distributed.launch import run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

@@ -21,7 +21,7 @@ from megatron_aqaa.platform import ParallelConfig
 from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.lm_state import TrainState, build_state, new_state
 from megatron_aqaa.training.lm_step import train_step
-from megatron_aqaa.training.train import training_batches
+from megatron_aqaa.training.train import NextTokens
 from megatron_aqaa.vocabulary import Vocabulary
 from tests.distributed.launch import run
 from tests.model import sizes
@@ -100,7 +100,7 @@ def start(config: TrainConfig, seed: int = 0) -> TrainState:
 def advance(config: TrainConfig, state: TrainState, steps: int) -> list[Step]:
     loop = config.training
     num_microbatches = loop.global_batch_size // loop.micro_batch_size // parallel_state.get_data_parallel_world_size()
-    batches = training_batches(config, state, VOCABULARY, num_microbatches)
+    batches = NextTokens(config, state, VOCABULARY).batches
     shape = (loop.micro_batch_size, config.data.sequence_length)
     trace = []
     for _ in range(steps):

@@ -24,12 +24,14 @@ from megatron_aqaa.training.dpo import PreferenceOptimization, check_first_step,
 from megatron_aqaa.training.dpo_config import DPOTrainConfig
 from megatron_aqaa.training.dpo_step import SUMS, DPOResult, answer_logps, answer_sums, dpo_step
 from megatron_aqaa.training.lm_state import build_state
-from tests.training.tiny_pairs import VOCABULARY, logged, pair_config, steps, write_start
+from tests.training.tiny_pairs import VOCABULARY, pair_config, steps, write_start
+from tests.training.tiny_run import logged
 
 LOGGED = {
     "step", "loss", "preference_loss", "reward_chosen", "reward_rejected", "margin", "accuracy", "logp_accuracy",
-    "drift_chosen", "drift_rejected", "nll", "grad_norm", "learning_rate",
+    "drift_chosen", "drift_rejected", "nll", "grad_norm", "learning_rate", "targets", "skipped_steps",
 }  # fmt: skip
+OF_TRAINING = {"step", "grad_norm", "learning_rate", "targets", "skipped_steps"}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_log_has_every_value_and_starts_at_the_closed_form(straight: Path) -> No
 def test_held_out_pairs_are_looked_at_before_and_after(straight: Path) -> None:
     first, last = (record for record in logged(straight) if "validation_loss" in record)
     assert (first["step"], last["step"]) == (0, 4)
-    assert set(first) == {"step", *(f"validation_{name}" for name in LOGGED - {"step", "grad_norm", "learning_rate"})}
+    assert set(first) == {"step", *(f"validation_{name}" for name in LOGGED - OF_TRAINING)}
     assert first["validation_loss"] == pytest.approx(math.log(2), abs=1e-5)
     # eleven pairs, none lost to a batch that is not full
     assert first["validation_logp_accuracy"] * 11 == pytest.approx(round(first["validation_logp_accuracy"] * 11))

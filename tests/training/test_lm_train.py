@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from megatron.core import dist_checkpointing
-from torch import Tensor
 
 from megatron_aqaa import platform
-from megatron_aqaa.checkpoint.store import complete_checkpoints, require_checkpoint
+from megatron_aqaa.checkpoint.store import complete_checkpoints
 from megatron_aqaa.config import load_config
 from megatron_aqaa.training import train as train_module
 from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.lm_state import new_state
 from megatron_aqaa.training.train import train
 from megatron_aqaa.vocabulary import Vocabulary
-from tests.training.tiny_run import TEXT_VOCABULARY, VOCABULARY, tiny_config, write_data
+from tests.training.tiny_run import TEXT_VOCABULARY, VOCABULARY, logged, stored, tiny_config, write_data
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +35,12 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def logged(run: Path) -> list[dict[str, float]]:
-    """The log without what a clock put there."""
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in r.items() if key not in ("seconds", "tokens_per_second")} for r in records]
-
-
 def test_log_has_every_step_and_modality(straight: Path) -> None:
     records = logged(straight)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert set(records[0]) == {
         "step", "loss", "loss_text", "loss_linguistic", "loss_semantic", "grad_norm", "learning_rate",
+        "targets_text", "targets_linguistic", "targets_semantic", "skipped_steps",
     }  # fmt: skip
     assert records[-1]["loss"] < records[0]["loss"]
 
@@ -135,14 +127,6 @@ def text_model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     new_state(config.model, TEXT_VOCABULARY, config.parallel, config.optimizer, steps=4).save(config.run, keep=1)
     platform.shutdown()
     return config.run
-
-
-def stored(run: Path) -> dict[str, Tensor]:
-    """Tensors of the newest checkpoint."""
-    platform.initialize(platform.ParallelConfig())
-    tensors = dist_checkpointing.load_plain_tensors(str(require_checkpoint(run)))
-    platform.shutdown()
-    return tensors
 
 
 def test_a_text_model_is_grown_and_taught_audio_alone(data: Path, text_model: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from megatron_aqaa.data.indexed import DocumentWriter
 from megatron_aqaa.training.dpo_config import DPOTrainConfig
 from megatron_aqaa.training.lm_state import new_state
 from megatron_aqaa.vocabulary import Vocabulary
+from tests.training.tiny_run import logged
 
 VOCABULARY = Vocabulary(text_size=60, linguistic_size=16, semantic_size=32, size=110, audio_start=108, audio_end=109)
 Ids = list[int]
@@ -110,12 +111,6 @@ def pair_config(
             "dpo": {"loss": "sigmoid", "beta": 0.5, **(dpo or {})},
         },
     )
-
-
-def logged(run: Path) -> list[dict[str, float]]:
-    """The log without what a clock put there."""
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in r.items() if key not in ("seconds", "tokens_per_second")} for r in records]
 
 
 def steps(run: Path) -> list[dict[str, float]]:

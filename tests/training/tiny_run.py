@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+from megatron.core import dist_checkpointing
+from torch import Tensor
 
+from megatron_aqaa import platform
+from megatron_aqaa.checkpoint.store import require_checkpoint
 from megatron_aqaa.config import parse_config
 from megatron_aqaa.data.indexed import DocumentWriter
 from megatron_aqaa.training.lm_config import TrainConfig
@@ -15,6 +20,25 @@ VOCABULARY = Vocabulary.for_text(160)
 TEXT_VOCABULARY = Vocabulary(
     text_size=160, linguistic_size=0, semantic_size=0, size=160, audio_start=5, audio_end=6
 )  # of a text model: it ends where the codebooks of the other begin
+
+MEASURED = {
+    "seconds", "tokens_per_second", "audio_seconds_per_second", "model_tflops", "data_wait_seconds", "memory_gib",
+}  # fmt: skip
+"""Fields of the log that a clock or the machine put there."""
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    """The log without what was measured."""
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
+
+
+def stored(run: Path) -> dict[str, Tensor]:
+    """Tensors of the newest checkpoint."""
+    platform.initialize(platform.ParallelConfig())
+    tensors = dist_checkpointing.load_plain_tensors(str(require_checkpoint(run)))
+    platform.shutdown()
+    return tensors
 
 
 def write_data(directory: Path, vocabulary: Vocabulary = VOCABULARY) -> None:
