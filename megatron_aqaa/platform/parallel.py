@@ -27,10 +27,10 @@ class ParallelConfig:
         tensor_model_parallel_size: processes that share each layer's matrices.
         pipeline_model_parallel_size: processes that share the layers.
         virtual_pipeline_model_parallel_size: stages per process, for the interleaved schedule; None for one.
-        pipeline_model_parallel_layout: layers of each stage, see `platform.pipeline_layout`; None for equal stages with
-            the embedding in the first and the head in the last.
         context_parallel_size: processes that share each sequence.
         sequence_parallel: split norms and residuals over the tensor-parallel processes too.
+        pipeline_model_parallel_layout: layers of each stage, see `platform.pipeline_layout`; None for equal stages with
+            the embedding in the first and the head in the last.
         overlap_grad_reduce: sum gradients over the data-parallel processes bucket by bucket, during backward.
         overlap_param_gather: collect updated weights bucket by bucket, during the next forward pass. Until then a
             process has only its share of them: see `training.optimizer.gather_weights`.
@@ -40,9 +40,9 @@ class ParallelConfig:
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
     virtual_pipeline_model_parallel_size: int | None = None
-    pipeline_model_parallel_layout: str | None = None
     context_parallel_size: int = 1
     sequence_parallel: bool = False
+    pipeline_model_parallel_layout: str | None = None
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
     tp_comm_overlap: bool = False

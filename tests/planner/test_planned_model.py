@@ -7,10 +7,8 @@ import dataclasses
 import pytest
 
 from megatron_aqaa.model import ModelConfig
-from megatron_aqaa.planner.layout import Layout
 from megatron_aqaa.planner.parameters import count_parameters
 from megatron_aqaa.planner.planned_model import PlannedModel
-from megatron_aqaa.platform import ParallelConfig
 from tests.planner.sizes import RELEASED_3B, RELEASED_130B, SMALL
 
 PLANNER_ONLY = {"gated_linear_unit", "linear_bias", "vocab_size"}
@@ -23,10 +21,6 @@ def defaults(cls: type) -> dict[str, object]:
 def test_the_model_section_is_the_trainers() -> None:
     planned = defaults(PlannedModel)
     assert {name: value for name, value in planned.items() if name not in PLANNER_ONLY} == defaults(ModelConfig)
-
-
-def test_the_parallel_section_is_the_trainers() -> None:
-    assert defaults(Layout) == defaults(ParallelConfig)
 
 
 @pytest.mark.parametrize(("model", "count"), [(RELEASED_130B, 131_946_590_208), (RELEASED_3B, 3_529_706_496)])
