@@ -18,14 +18,7 @@ from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.lm_state import new_state
 from megatron_aqaa.training.train import train
 from megatron_aqaa.vocabulary import Vocabulary
-from tests.training.tiny_run import TEXT_VOCABULARY, VOCABULARY, logged, stored, tiny_config, write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("data")
-    write_data(directory)
-    return directory
+from tests.training.tiny_run import TEXT_VOCABULARY, VOCABULARY, logged, stored, tiny_config
 
 
 @pytest.fixture(scope="module")

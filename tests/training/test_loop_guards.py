@@ -22,17 +22,10 @@ from megatron_aqaa.training.train import NextTokens, train
 from megatron_aqaa.vocabulary import Vocabulary
 from tests.training.spoiled import SpoiledTask
 from tests.training.tiny_pairs import pair_config, write_start
-from tests.training.tiny_run import logged, stored, tiny_config, write_data
+from tests.training.tiny_run import logged, stored, tiny_config
 
 NAN, SPIKE = math.nan, 100.0
 GUARDS = GuardConfig(spike_window=2)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("data")
-    write_data(directory)
-    return directory
 
 
 def config_of(data: Path, directory: Path, guards: GuardConfig = GUARDS, **training: Any) -> TrainConfig:

@@ -27,14 +27,7 @@ from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.lm_state import TrainState, build_state
 from megatron_aqaa.training.saving import CheckpointSaver
 from megatron_aqaa.training.train import NextTokens, train
-from tests.training.tiny_run import VOCABULARY, tiny_config, write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("data")
-    write_data(directory)
-    return directory
+from tests.training.tiny_run import VOCABULARY, tiny_config
 
 
 @pytest.fixture(scope="module")

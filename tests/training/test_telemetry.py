@@ -13,17 +13,10 @@ from typing import Any
 import pytest
 
 from megatron_aqaa.training.train import train
-from tests.training.tiny_run import MEASURED, logged, tiny_config, write_data
+from tests.training.tiny_run import MEASURED, logged, tiny_config
 
 KINDS = ("text", "linguistic", "semantic")
 SEQUENCES, LENGTH = 4, 64
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("data")
-    write_data(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
