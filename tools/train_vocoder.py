@@ -3,6 +3,7 @@
 Examples:
     python tools/train_vocoder.py generator examples/tiny_cpu/generator.yaml
     python tools/train_vocoder.py acoustic examples/tiny_cpu/acoustic.yaml fit.steps=200
+    torchrun --nproc-per-node 2 tools/train_vocoder.py generator examples/tiny_cpu/generator.yaml fit.num_shares=2
 
 The two do not need each other and can run side by side. Prints the errors on held-out recordings.
 Run the same command again after an interruption: it continues at the last checkpoint.

@@ -7,10 +7,12 @@ Light on purpose: Megatron-Core is imported by `initialize`, not by this package
 from megatron_aqaa.platform.device import device, local_processes
 from megatron_aqaa.platform.memory import keep_freed_memory
 from megatron_aqaa.platform.parallel import ParallelConfig, initialize, shutdown
+from megatron_aqaa.platform.replicas import Replicas
 from megatron_aqaa.platform.zigzag import zigzag_order, zigzag_shard
 
 __all__ = [
     "ParallelConfig",
+    "Replicas",
     "device",
     "initialize",
     "keep_freed_memory",

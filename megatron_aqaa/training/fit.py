@@ -1,11 +1,11 @@
-"""The one-process training loop of the tokenizers and the vocoder.
+"""The training loop of the tokenizers and the vocoder, for one process or several with the whole network each.
 
-Batches and noise are functions of (seed, step), so a resumed run is the uninterrupted run to the last bit.
+Batches and noise are functions of (seed, step, share), so a resumed run is the uninterrupted run to the last bit, and
+several processes do what one does.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from megatron_aqaa import platform
+from megatron_aqaa.training.divergence import DivergenceConfig, DivergenceGuard
 from megatron_aqaa.training.progress import Progress
 from megatron_aqaa.training.stop import StopRequest
 
@@ -34,6 +35,9 @@ class FitConfig:
         ema_decay: the exported weights are an exponential moving average; 0 exports the last ones.
         num_threads: CPU threads of this process.
         autocast: bf16 autocast for the forward pass.
+        num_shares: batches that make a step, each with noise of its own; processes share them out, one does them one
+            after the other. So `num_shares` processes equal one process with a batch as many times as large.
+        divergence: when training is given up.
     """
 
     steps: int
@@ -48,6 +52,8 @@ class FitConfig:
     seed: int = 0
     num_threads: int = 1
     autocast: bool = True
+    num_shares: int = 1
+    divergence: DivergenceConfig = DivergenceConfig()
     checkpoint_interval: int = 500
     log_interval: int = 20
 
@@ -66,45 +72,55 @@ def fit(
     directory: Path,
     title: str,
 ) -> None:
-    """Train `model` in place; on return it holds the averaged weights.
+    """Train `model` in place; on return it holds the averaged weights, on the CPU, on every process.
 
     Args:
-        model: trained in place.
-        batch_at: step → batch, a pure function of the step.
+        model: trained in place, on this process's device.
+        batch_at: number → batch, a pure function; step s takes the numbers s · num_shares … (s + 1) · num_shares − 1.
         loss_function: see `LossFunction`.
         config: schedule and optimizer.
         directory: receives `checkpoint.pt` (resume) and `log.jsonl`.
         title: name in the progress display.
 
     Raises:
-        FloatingPointError: the loss is NaN or infinite.
+        ValueError: the shares of a step cannot be dealt out evenly.
+        FloatingPointError: the loss is NaN or infinite, or has diverged.
         KeyboardInterrupt: after ctrl-C or SIGTERM, once the state is saved.
     """
+    replicas = platform.Replicas.join()
+    if config.num_shares % replicas.size:
+        raise ValueError(f"num_shares = {config.num_shares} must be a multiple of the {replicas.size} processes")
     directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.num_threads)
     platform.keep_freed_memory()
-    state = _FitState(model, config, directory / "checkpoint.pt")
+    state = _FitState(model.to(platform.device()), config, directory / "checkpoint.pt", replicas)
     state.load()
     model.train()
-    with StopRequest() as stop, Progress(title, config.steps, state.step, directory / "log.jsonl") as progress:
+    with StopRequest() as stop, _progress(title, state, directory) as progress:
         while state.step < config.steps:
-            values = _train_step(state, batch_at(state.step), loss_function)
+            values, stopping = _train_step(state, batch_at, loss_function, stop)
             progress.update(state.step, **values)
             if state.step % config.log_interval == 0 or state.step == config.steps:
                 progress.log({"step": state.step, "rate": config.rate(state.step - 1), **values})
-            if stop.requested or state.step % config.checkpoint_interval == 0 or state.step == config.steps:
+            if stopping or state.step % config.checkpoint_interval == 0 or state.step == config.steps:
                 state.save()
-            if stop.requested:
+            if stopping:
                 raise KeyboardInterrupt(f"{title}: stopped at step {state.step}, saved; run again to continue")
     state.use_average()
-    model.eval()
+    model.cpu().eval()
+
+
+def _progress(title: str, state: _FitState, directory: Path) -> Progress:
+    first = state.replicas.is_first
+    return Progress(title, state.config.steps, state.step, directory / "log.jsonl" if first else None, silent=not first)
 
 
 class _FitState:
     """Model, average, optimizer and step: all that a resumed run needs."""
 
-    def __init__(self, model: torch.nn.Module, config: FitConfig, path: Path) -> None:
+    def __init__(self, model: torch.nn.Module, config: FitConfig, path: Path, replicas: platform.Replicas) -> None:
         self.model, self.config, self.path, self.step = model, config, path, 0
+        self.replicas, self.guard = replicas, DivergenceGuard(config.divergence)
         self.parameters: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
         decay = [p for p in self.parameters if p.dim() > 1]
@@ -113,11 +129,14 @@ class _FitState:
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
     def save(self) -> None:
+        if not self.replicas.is_first:
+            return
         content = {
             "step": self.step,
             "model": self.model.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
         }
         partial = self.path.with_suffix(".partial")
         torch.save(content, partial)
@@ -126,11 +145,12 @@ class _FitState:
     def load(self) -> None:
         if not self.path.exists():
             return
-        content = torch.load(self.path, weights_only=True)
+        content = torch.load(self.path, map_location=platform.device(), weights_only=True)
         self.step = content["step"]
         self.model.load_state_dict(content["model"])
         self.average = content["average"]
         self.optimizer.load_state_dict(content["optimizer"])
+        self.guard.load_state_dict(content.get("guard", {}))  # older checkpoints have none
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -145,24 +165,58 @@ class _FitState:
                 parameter.copy_(average)
 
 
-def _train_step(state: _FitState, batch: Any, loss_function: LossFunction) -> dict[str, float]:
-    config = state.config
-    torch.manual_seed(config.seed * 1_000_003 + state.step)  # noise and dropout depend on the step alone
+def _train_step(
+    state: _FitState, batch_at: Callable[[int], Any], loss_function: LossFunction, stop: StopRequest
+) -> tuple[dict[str, float], bool]:
+    """One step; returns the losses, and whether any process was asked to stop."""
+    config, replicas = state.config, state.replicas
+    rate = config.rate(state.step)
     for group in state.optimizer.param_groups:
-        group["lr"] = config.rate(state.step)
-    device_type = state.parameters[0].device.type
-    with torch.autocast(device_type, torch.bfloat16, enabled=config.autocast):
-        losses = loss_function(state.model, batch)
-    values = {name: float(value.detach()) for name, value in losses.items()}
-    if not math.isfinite(values["loss"]):
-        raise FloatingPointError(
-            f"loss {values['loss']} at step {state.step}: lower the learning rate or check the data"
-        )
+        group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()
-    torch.nn.utils.clip_grad_norm_(state.parameters, config.clip_grad)
+    sums: dict[str, torch.Tensor] = {}
+    for share in range(replicas.rank, config.num_shares, replicas.size):
+        for name, value in _accumulate(state, batch_at, loss_function, share).items():
+            sums[name] = sums[name] + value if name in sums else value
+    noted = torch.stack([value.float() for value in sums.values()])
+    stopping = noted.new_tensor([float(stop.requested)])
+    replicas.sum_([noted, stopping, *_gradients(state)])
+    values = dict(zip(sums, noted.tolist(), strict=True))
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.clip_grad)
+    state.guard.check(state.step, values["loss"], float(norm), rate)
     state.optimizer.step()
     state.step += 1
     if config.ema_decay:
         state.update_average()
-    return values
+    return values, bool(stopping)
+
+
+def _accumulate(
+    state: _FitState, batch_at: Callable[[int], Any], loss_function: LossFunction, share: int
+) -> dict[str, torch.Tensor]:
+    """Add a share's gradients; returns its part of the losses."""
+    config = state.config
+    # noise and dropout depend on seed, step and share alone
+    torch.manual_seed(config.seed * 1_000_003 + state.step + share * 1_000_000_007)
+    batch = _on_device(batch_at(state.step * config.num_shares + share))
+    with torch.autocast(platform.device().type, torch.bfloat16, enabled=config.autocast):
+        losses = loss_function(state.model, batch)
+    (losses["loss"] / config.num_shares).backward()
+    return {name: value.detach() / config.num_shares for name, value in losses.items()}
+
+
+def _gradients(state: _FitState) -> list[torch.Tensor]:
+    """Of all parameters, in order; zeros where a share had no use for one that another share may have used."""
+    for parameter in state.parameters if state.config.num_shares > 1 else ():
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return [parameter.grad for parameter in state.parameters if parameter.grad is not None]
+
+
+def _on_device(batch: Any) -> Any:
+    """A batch of tensors in (named) tuples, on this process's device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(platform.device(), non_blocking=True)
+    if isinstance(batch, tuple):
+        parts = [_on_device(part) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return batch

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_aqaa import platform
 from megatron_aqaa.config import save_config
 from megatron_aqaa.network_file import save_network
 from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
@@ -165,6 +166,8 @@ def _mean(rows: Iterable[Mapping[str, torch.Tensor]]) -> Report:
 def _finish(
     model: Generator | AcousticModel, config: GeneratorTrainConfig | AcousticTrainConfig, report: Report
 ) -> Report:
+    if not platform.Replicas.join().is_first:
+        return {}
     save_config(config, config.output / "config.yaml")
     (config.output / "report.json").write_text(json.dumps(report, indent=1))
     save_network(model, config.output / "model.pt")  # last: a directory with a model is complete
