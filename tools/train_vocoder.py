@@ -45,7 +45,8 @@ def main() -> int:
     except KeyboardInterrupt as error:
         print(f"train_vocoder: {error}", file=sys.stderr)
         return 130
-    print("\n".join(f"{name:16} {value:.4f}" for name, value in report.items()))
+    for name, value in report.items():  # none but in the first process
+        print(f"{name:16} {value:.4f}")
     return 0
 
 

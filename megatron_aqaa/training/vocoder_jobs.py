@@ -105,7 +105,8 @@ def train_acoustic(config: AcousticTrainConfig) -> Report:
     model.mel_deviation.copy_(corpus.frames.mel[0].std(dim=0))
     batches = RandomCrops(corpus, config.batch_size, config.crop_groups, config.fit.seed)
     fit(model, batches, acoustic_losses, config.fit, config.output, "acoustic model")
-    tokenizer.vocabulary.save(config.output / "vocabulary.yaml")
+    if platform.Replicas.join().is_first:
+        tokenizer.vocabulary.save(config.output / "vocabulary.yaml")
     held_out = load_voice(_held_out(config), analysis, config.tokens, tokenizer.vocabulary, limit=NUM_HELD_OUT)
     return _finish(model, config, acoustic_report(model, held_out))
 
