@@ -13,9 +13,8 @@ from pathlib import Path
 from megatron_aqaa.data.indexed import DocumentWriter
 from megatron_aqaa.data.token_report import token_report
 from megatron_aqaa.tokenizer.corpus import BlockTokenizer
+from megatron_aqaa.tokenizer.open import tokenizer_files
 from megatron_aqaa.vocabulary import Vocabulary
-
-TOKENIZER_FILES = ("vocabulary.yaml", "linguistic.pt", "linguistic_codebook.npy", "semantic.pt")
 
 
 @dataclass(frozen=True)
@@ -77,19 +76,6 @@ def audio_paths(manifest: Path) -> list[str]:
     if not paths:
         raise ValueError(f"{manifest}: no records; run the speech stage again")
     return paths
-
-
-def tokenizer_files(directory: Path) -> list[Path]:
-    """Files of a tokenizer directory that audio tokens depend on.
-
-    Raises:
-        ValueError: one is missing; the message names it.
-    """
-    files = [directory / name for name in TOKENIZER_FILES]
-    for path in files:
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; tools/train_tokenizer.py makes the parts of a tokenizer directory")
-    return files
 
 
 def join_blocks(blocks: BlockTokenizer, prefix: Path, vocabulary: Vocabulary) -> dict[int, str]:

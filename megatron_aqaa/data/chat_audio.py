@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_aqaa.data.audio_tokens import join_blocks, tokenizer_files
+from megatron_aqaa.data.audio_tokens import join_blocks
 from megatron_aqaa.data.chat_parser import ChatError
 from megatron_aqaa.data.finished import digest_of, finish, finished, stamp
 from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.tokenizer.corpus import BlockTokenizer
+from megatron_aqaa.tokenizer.open import tokenizer_files
 from megatron_aqaa.tokenizer.workers import map_blocks
 from megatron_aqaa.vocabulary import Vocabulary
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_aqaa.data.audio_files import AudioFiles
-from megatron_aqaa.data.audio_tokens import tokenizer_files
 from megatron_aqaa.data.chat_audio import AudioTokens, ChatAudio
 from megatron_aqaa.data.chat_counts import ChatCounts
 from megatron_aqaa.data.chat_documents import ChatEncoder, History
@@ -24,6 +23,7 @@ from megatron_aqaa.data.finished import digest_of, finish, finished
 from megatron_aqaa.data.indexed import Document, DocumentWriter
 from megatron_aqaa.tokenizer.chat import ChatTemplate
 from megatron_aqaa.tokenizer.huggingface_text import open_text, text_file
+from megatron_aqaa.tokenizer.open import tokenizer_files
 from megatron_aqaa.vocabulary import AnswerFormat, Vocabulary
 from megatron_aqaa.whole_file import write_json
 

@@ -19,7 +19,7 @@ from megatron_aqaa.evaluation.preference_rules import AnswerRules, Rating
 from megatron_aqaa.inference.answerer import SpokenAnswerer
 from megatron_aqaa.inference.sampling import Sampling
 from megatron_aqaa.tokenizer.chat import AudioSegment, Turn
-from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
+from megatron_aqaa.tokenizer.speech import SpeechTokenizer
 from megatron_aqaa.vocabulary import Vocabulary
 
 Content = list[dict[str, Any]]
@@ -66,7 +66,7 @@ def hear(recording: Recording, tokens: Documents) -> HeardQuestion:
 
 
 def hear_revoiced(
-    recordings: Sequence[Recording], tokenizer: DualCodebookTokenizer, largest: float, seed: int = 0
+    recordings: Sequence[Recording], tokenizer: SpeechTokenizer, largest: float, seed: int = 0
 ) -> list[HeardQuestion]:
     """Questions as other voices would ask them: pitch, formants and tempo of each recording scaled by one factor.
 

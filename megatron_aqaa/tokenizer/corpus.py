@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 
 from megatron_aqaa.audio.io import load_waveform
-from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
 from megatron_aqaa.tokenizer.features import SAMPLE_RATE_HZ
+from megatron_aqaa.tokenizer.open import open_tokenizer
+from megatron_aqaa.tokenizer.speech import SpeechTokenizer
 from megatron_aqaa.tokenizer.workers import map_blocks
 
 Ids = npt.NDArray[np.int64]
@@ -76,7 +77,7 @@ class BlockTokenizer:
     def make(self, block: range) -> int:
         """Tokenize the lines of a block into its file; returns their number."""
         torch.set_num_threads(1)
-        tokenizer = DualCodebookTokenizer.load(self.tokenizer)
+        tokenizer = open_tokenizer(self.tokenizer)
         features: dict[int, torch.Tensor] = {}
         rejects: dict[int, str] = {}
         for line in block:
@@ -97,7 +98,7 @@ class BlockTokenizer:
         return Block(np.split(content["token_ids"], borders), rejects)
 
 
-def _encode(tokenizer: DualCodebookTokenizer, features: dict[int, torch.Tensor], batch_size: int) -> dict[int, Ids]:
+def _encode(tokenizer: SpeechTokenizer, features: dict[int, torch.Tensor], batch_size: int) -> dict[int, Ids]:
     """Token ids of the lines; like lengths together, so that little is padding."""
     order = sorted(features, key=lambda line: len(features[line]))
     token_ids = {}

@@ -19,7 +19,7 @@ from megatron_aqaa.model import AQAAModel, ModelConfig, build_model
 from megatron_aqaa.model.transformer_engine import start_tensor_overlap
 from megatron_aqaa.model.vocabulary_growth import grow_tables
 from megatron_aqaa.platform import ParallelConfig
-from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
+from megatron_aqaa.tokenizer.open import open_tokenizer
 from megatron_aqaa.training.code_rows import initialise_code_rows
 from megatron_aqaa.training.frozen import Frozen, finalize_without_text_rows, freeze_backbone
 from megatron_aqaa.training.lm_config import TrainConfig
@@ -183,6 +183,6 @@ def _initialise(modules: list[Any], config: TrainConfig, vocabulary: Vocabulary)
     elif loop.init_from is not None:
         store.load_model(modules, loop.init_from)
     if config.training.code_vectors is not None:
-        vectors = DualCodebookTokenizer.load(config.training.code_vectors).code_vectors()
+        vectors = open_tokenizer(config.training.code_vectors).code_vectors()
         for module in modules:
             initialise_code_rows(module, vectors, vocabulary)

@@ -15,7 +15,7 @@ import torch
 from megatron_aqaa import platform
 from megatron_aqaa.config import save_config
 from megatron_aqaa.network_file import save_network
-from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
+from megatron_aqaa.tokenizer.open import open_tokenizer
 from megatron_aqaa.training.fit import FitConfig, fit
 from megatron_aqaa.training.vocoder_steps import acoustic_losses, generator_losses, mel_l1
 from megatron_aqaa.training.voice_corpus import RandomCrops, VoiceBatch, VoiceCorpus, VoiceSelection, load_voice
@@ -96,7 +96,7 @@ def train_acoustic(config: AcousticTrainConfig) -> Report:
     """Train, save, and measure on held-out recordings."""
     torch.manual_seed(config.fit.seed)
     torch.set_num_threads(config.fit.num_threads)
-    tokenizer = DualCodebookTokenizer.load(config.tokenizer)
+    tokenizer = open_tokenizer(config.tokenizer)
     analysis = FrameAnalysis()
     corpus = load_voice(config.speech, analysis, config.tokens, tokenizer.vocabulary)
     model = AcousticModel(config.model)

@@ -1,0 +1,42 @@
+"""Opening a tokenizer directory of either kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
+from megatron_aqaa.tokenizer.released.tokenizer import CENTROIDS, GRAPH, ReleasedTokenizer, paraformer_folder
+from megatron_aqaa.tokenizer.speech import SpeechTokenizer
+
+_TRAINED_FILES = ("vocabulary.yaml", "linguistic.pt", "linguistic_codebook.npy", "semantic.pt")
+
+
+def is_released(directory: str | Path) -> bool:
+    """True for a folder with the released files, or some of them."""
+    return any((Path(directory) / name).exists() for name in (CENTROIDS, GRAPH))
+
+
+def open_tokenizer(directory: str | Path) -> SpeechTokenizer:
+    """The speech tokenizer in a directory: one that was trained here, or the released one, told by its files.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the parts do not fit each other; names what.
+    """
+    return ReleasedTokenizer.load(directory) if is_released(directory) else DualCodebookTokenizer.load(directory)
+
+
+def tokenizer_files(directory: Path) -> list[Path]:
+    """Files of a tokenizer directory that audio tokens depend on.
+
+    Raises:
+        ValueError: one is missing; the message names it.
+    """
+    if is_released(directory):
+        folder = paraformer_folder(directory)
+        files = [directory / CENTROIDS, directory / GRAPH, *(folder / n for n in ("config.yaml", "model.pt", "am.mvn"))]
+    else:
+        files = [directory / name for name in _TRAINED_FILES]
+    for path in files:
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; tools/train_tokenizer.py makes the parts of a tokenizer directory")
+    return files

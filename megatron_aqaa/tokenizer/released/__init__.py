@@ -1,0 +1,1 @@
+"""The released tokenizer of Step-Audio, read from its own files."""
