@@ -6,7 +6,8 @@ Examples:
     cat ids.txt | python tools/vocode.py runs/demo/vocoder --ids - -o answer.wav --stream
 
 `ids.txt` holds merged token ids in groups of five, separated by blanks, commas or line ends. The same ids and seed give
-the same file. Exit codes: 0 done, 2 wrong arguments, files or ids.
+the same file. Ids that break the order of groups are dropped, at most one group for each fault, and named on standard
+error. Exit codes: 0 done, 1 spoken with faults, 2 wrong arguments, files or ids (with --strict any fault).
 """
 
 from __future__ import annotations
@@ -22,24 +23,26 @@ import torch
 
 from megatron_aqaa.audio.io import save_waveform
 from megatron_aqaa.data.indexed import Documents
-from megatron_aqaa.vocabulary import GROUP_SIZE
 from megatron_aqaa.vocoder.acoustic import SamplingConfig
+from megatron_aqaa.vocoder.group_repair import GroupFault, refuse
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
 
 
 def main() -> int:
     """Parse, load, speak, write."""
     arguments = parse()
-    sampling = SamplingConfig(arguments.steps, arguments.guidance, arguments.temperature)
+    sampling = SamplingConfig(arguments.steps, arguments.guidance, arguments.temperature, arguments.bf16)
+    faults: list[GroupFault] = []
+    on_fault = refuse if arguments.strict else faults.append
     try:
         vocoder = TokenVocoder.load(arguments.vocoder, sampling)
         token_ids = read_ids(arguments)
         started_s = time.perf_counter()
         if arguments.stream:
-            groups = token_ids.reshape(-1, GROUP_SIZE).tolist() if len(token_ids) % GROUP_SIZE == 0 else [token_ids]
-            waveform = torch.cat(list(vocoder.stream(groups, arguments.seed)))
+            pieces = vocoder.stream(token_ids.tolist(), arguments.seed, on_fault=on_fault)
+            waveform = torch.cat([torch.zeros(0), *pieces])
         else:
-            waveform = vocoder.synthesize(token_ids, arguments.seed)
+            waveform = vocoder.synthesize(token_ids, arguments.seed, on_fault)
         took_s = time.perf_counter() - started_s
         save_waveform(waveform, arguments.output, vocoder.sample_rate_hz)
     except ValueError as error:
@@ -47,7 +50,16 @@ def main() -> int:
         return 2
     duration_s = len(waveform) / vocoder.sample_rate_hz
     print(f"{arguments.output}: {duration_s:.2f} s of speech in {took_s:.2f} s")
-    return 0
+    return report(faults)
+
+
+def report(faults: list[GroupFault]) -> int:
+    """Name the faults that were repaired; returns the exit code."""
+    for fault in faults:
+        print(f"vocode: {fault}", file=sys.stderr)
+    if faults:
+        print(f"vocode: {len(faults)} faults in the order of groups were repaired", file=sys.stderr)
+    return 1 if faults else 0
 
 
 def parse() -> argparse.Namespace:
@@ -63,6 +75,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=defaults.steps, help="flow steps; 0 speaks the mean")
     parser.add_argument("--guidance", type=float, default=defaults.guidance, help="classifier-free guidance")
     parser.add_argument("--temperature", type=float, default=defaults.temperature, help="deviation of the noise")
+    parser.add_argument("--bf16", action="store_true", help="run the flow in bf16: faster where the CPU computes in it")
+    parser.add_argument("--strict", action="store_true", help="refuse ids that break the order of groups")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--stream", action="store_true", help="decode in chunks, as a conversation does")
     return parser.parse_args()
@@ -77,7 +91,7 @@ def read_ids(arguments: argparse.Namespace) -> np.ndarray:
         return documents[arguments.record].token_ids
     text = sys.stdin.read() if arguments.ids == "-" else read_text(Path(arguments.ids))
     words = re.split(r"[\s,]+", text.strip())
-    wrong = [word for word in words if not word.isdigit()]
+    wrong = [word for word in words if not re.fullmatch(r"-?\d{1,18}", word)]
     if wrong:
         raise ValueError(f"{arguments.ids}: {wrong[0]!r} is not a token id")
     return np.array(words, dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,15 @@ from megatron_aqaa.inference.engine import AnswerEngine
 from megatron_aqaa.inference.sampling import Sampling
 from megatron_aqaa.model import AQAAModel, ModelConfig, build_model
 from megatron_aqaa.tokenizer.chat import AudioSegment, ChatTemplate, Turn
-from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
 from megatron_aqaa.tokenizer.huggingface_text import open_text
+from megatron_aqaa.tokenizer.open import open_tokenizer
+from megatron_aqaa.tokenizer.speech import SpeechTokenizer
 from megatron_aqaa.tokenizer.text import TextCodec
-from megatron_aqaa.vocabulary import GROUP_SIZE, AnswerFormat, Vocabulary
+from megatron_aqaa.vocabulary import AnswerFormat, Vocabulary
+from megatron_aqaa.vocoder.group_repair import GroupFault
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
+
+_LOGGER = logging.getLogger(__name__)
 
 LAST_STAGES = ("merged", "sft")
 """Folders of a run whose model may answer, the better trained first."""
@@ -49,7 +54,7 @@ class SpokenAnswerer:
 
     def __init__(
         self,
-        tokenizer: DualCodebookTokenizer,
+        tokenizer: SpeechTokenizer,
         text_tokenizer: TextCodec,
         engine: AnswerEngine,
         vocoder: TokenVocoder,
@@ -73,7 +78,7 @@ class SpokenAnswerer:
         """
         if not run.is_dir():
             raise ValueError(f"{run}: no such run directory; run `make demo` first, or name another with --run")
-        tokenizer = DualCodebookTokenizer.load(run / "tokenizer")
+        tokenizer = open_tokenizer(run / "tokenizer")
         text_tokenizer = open_text(run / "tokenizer")
         vocoder = TokenVocoder.load(run / "vocoder")
         checkpoint = require_checkpoint(model or _last_stage(run))
@@ -120,7 +125,7 @@ class SpokenAnswerer:
         sampling = sampling or Sampling()
         tokens = self._telling(self.engine.stream(self.prompt(waveform), sampling), on_text)
         audio = (token_id for token_id in tokens if self.vocabulary.is_audio(token_id))
-        return self.vocoder.stream(_whole_groups(audio), sampling.seed)
+        return self.vocoder.stream(audio, sampling.seed, on_fault=_report)
 
     def _telling(self, tokens: Iterator[int], on_text: Callable[[str], None]) -> Iterator[int]:
         """Pass tokens on, and tell their words at once."""
@@ -139,19 +144,14 @@ class SpokenAnswerer:
         return self.text_tokenizer.decode([i for i in token_ids if i < self.vocabulary.text_size])
 
     def speech(self, token_ids: Sequence[int], seed: int = 0) -> Tensor:
-        """[N] samples at 16 kHz of an answer's tokens; a group cut off at the end is dropped, no audio is empty."""
-        audio = (token_id for token_id in token_ids if self.vocabulary.is_audio(token_id))
-        return self.vocoder.synthesize([token_id for group in _whole_groups(audio) for token_id in group], seed)
+        """[N] samples at 16 kHz of an answer's tokens; what is no whole group is dropped, with a warning."""
+        audio = [token_id for token_id in token_ids if self.vocabulary.is_audio(token_id)]
+        return self.vocoder.synthesize(audio, seed, _report)
 
 
-def _whole_groups(audio_ids: Iterator[int]) -> Iterator[list[int]]:
-    """Groups of five as they fill up; the rest at the end is dropped."""
-    group: list[int] = []
-    for token_id in audio_ids:
-        group.append(token_id)
-        if len(group) == GROUP_SIZE:
-            yield group
-            group = []
+def _report(fault: GroupFault) -> None:
+    """The engine keeps to whole groups, but a limit on the length may cut one off; other models keep to nothing."""
+    _LOGGER.warning("audio tokens of an answer: %s", fault)
 
 
 def _last_stage(run: Path) -> Path:

@@ -60,7 +60,8 @@ def euler(field: Field, noise: torch.Tensor, steps: int) -> torch.Tensor:
     """
     if steps < 1:
         raise ValueError(f"flow matching needs at least 1 step, not {steps}")
-    times = cosine_schedule(torch.linspace(0, 1, steps + 1, device=noise.device))
+    dtype = torch.promote_types(noise.dtype, torch.float32)
+    times = cosine_schedule(torch.linspace(0, 1, steps + 1, dtype=dtype, device=noise.device))
     y = noise
     for start, stop in itertools.pairwise(times):
         y = y + (stop - start) * field(y, start.expand(len(y)))

@@ -1,4 +1,4 @@
-"""Speaking while tokens arrive: groups of five in, waveforms out.
+"""Speaking while tokens arrive: whole groups in, waveforms out.
 
 A chunk of groups is decoded together with the groups before it (context) and, where they have arrived, the few after it
 (lookahead). Three things tie the chunks to one voice: the frames of the context are those that were spoken, not
@@ -8,18 +8,18 @@ gave for the same place. Each chunk costs its own length plus context and lookah
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy.typing as npt
 import torch
 
-from megatron_aqaa.vocabulary import GROUP_SIZE
 from megatron_aqaa.vocoder.acoustic import GroupCodes
 from megatron_aqaa.vocoder.excitation import PhaseAnchor, pulse_phase
 from megatron_aqaa.vocoder.frames import FRAMES_PER_GROUP, VoiceFrames
 from megatron_aqaa.vocoder.generator import Generator
+from megatron_aqaa.vocoder.group_repair import Group
 
 
 @dataclass(frozen=True)
@@ -70,31 +70,21 @@ class SpeechStream:
 
     def __init__(self, voice: Voice, seed: int, config: StreamConfig) -> None:
         self.voice, self.seed, self.config = voice, seed, config
-        self.groups: list[Sequence[int]] = []  # all that have arrived; five integers each
+        self.groups: list[Group] = []  # all that have arrived
         self.spoken = 0  # groups
         self.chunks = 0
         self.context: VoiceFrames | None = None  # frames of the last spoken groups
         self.cycles = 0.0  # phase of the pulses at the next sample
         self.tail = torch.zeros(0)  # the last chunk's idea of the next samples
 
-    def run(self, groups: Iterable[Sequence[int]]) -> Iterator[torch.Tensor]:
+    def run(self, groups: Iterable[Group]) -> Iterator[torch.Tensor]:
         """See `TokenVocoder.stream`."""
         for group in groups:
-            self._accept(group)
+            self.groups.append(group)
             if len(self.groups) >= self.spoken + self._chunk_length() + self.config.lookahead_groups:
                 yield self._speak(self._chunk_length())
         while self.spoken < len(self.groups):
             yield self._speak(min(self._chunk_length(), len(self.groups) - self.spoken))
-
-    def _accept(self, group: Sequence[int]) -> None:
-        number = len(self.groups)
-        if len(group) != GROUP_SIZE:
-            raise ValueError(f"group {number} of the stream has {len(group)} ids; expected {GROUP_SIZE}")
-        try:
-            self.voice.codes(group)
-        except ValueError as error:
-            raise ValueError(f"group {number} of the stream: {error}") from None
-        self.groups.append(list(group))
 
     def _chunk_length(self) -> int:
         lengths = self.config.chunk_groups

@@ -80,11 +80,20 @@ def test_the_same_seed_gives_the_same_sound(answerer: SpokenAnswerer) -> None:
     assert torch.equal(first.waveform, again.waveform)
 
 
-def test_no_audio_is_no_sound(answerer: SpokenAnswerer) -> None:
+def test_no_audio_is_no_sound(answerer: SpokenAnswerer, caplog: pytest.LogCaptureFixture) -> None:
     v = answerer.vocabulary
     assert len(answerer.speech([7, 8, v.eot])) == 0
     cut_off = [7, v.audio_start, v.linguistic_start, v.linguistic_start, v.semantic_start]
+    assert not caplog.records
     assert len(answerer.speech(cut_off)) == 0
+    assert "the stream ends inside a group, after 3 of its 5 ids" in caplog.text
+
+
+def test_a_stray_token_costs_no_more_than_its_group(answerer: SpokenAnswerer) -> None:
+    """A model that is not held to the grammar says one group less, not noise."""
+    v = answerer.vocabulary
+    group = [v.linguistic_start, v.linguistic_start + 1, *range(v.semantic_start, v.semantic_start + 3)]
+    assert torch.equal(answerer.speech([*group, *group[1:], *group]), answerer.speech([*group, *group]))
 
 
 def test_a_checkpoint_can_be_named(run: Path, answerer: SpokenAnswerer) -> None:

@@ -100,6 +100,29 @@ def test_speaks_ids_whole_and_in_chunks(trained: Path, run: Path, call: Tool, tm
         assert soundfile.info(tmp_path / f"{name}.wav").frames == len(ids) // 5 * 1920
 
 
+@pytest.mark.parametrize("stream", [(), ("--stream",)])
+def test_speaks_malformed_ids_and_says_so(
+    trained: Path, run: Path, call: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str], stream: tuple[str, ...]
+) -> None:
+    ids = Documents(run / "tokens" / "audio")[4].token_ids.tolist()
+    (tmp_path / "ids.txt").write_text(" ".join(map(str, [*ids[:5], 3, *ids[5:12], *ids[13:], -7, ids[0]])))
+    words = (trained, "--ids", tmp_path / "ids.txt", "-o", tmp_path / "a.wav", *stream)
+    assert call("vocode", *words) == 1
+    assert soundfile.info(tmp_path / "a.wav").frames == (len(ids) // 5 - 1) * 1920
+    reports = capsys.readouterr().err.splitlines()
+    assert reports[0] == "vocode: position 5: id 3 is no audio token; dropped 1 id"
+    assert reports[-1] == "vocode: 4 faults in the order of groups were repaired"
+    assert call("vocode", *words, "--strict") == 2
+    assert "vocode: position 5: id 3 is no audio token" in capsys.readouterr().err
+
+
+def test_nothing_whole_is_said_and_no_sound(trained: Path, call: Tool, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("1 2 3")
+    for words in ((), ("--stream",)):
+        assert call("vocode", trained, "--ids", tmp_path / "ids.txt", "-o", tmp_path / "a.wav", *words) == 1
+        assert soundfile.info(tmp_path / "a.wav").frames == 0
+
+
 def test_mistakes_are_explained(
     trained: Path, run: Path, call: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

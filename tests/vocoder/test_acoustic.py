@@ -71,6 +71,20 @@ def test_guidance_zero_is_the_conditional_model():
     assert not torch.allclose(sampled, guided, atol=1e-3)
 
 
+def test_bf16_stays_near_fp32_and_leaves_the_regression_alone():
+    model, codes, noise = tiny_acoustic(), random_codes(1, 6), torch.randn(1, 36, 80)
+    exact, rounded = (model.sample(codes, noise, SamplingConfig(bf16=bf16)) for bf16 in (False, True))
+    assert rounded.mel.dtype == torch.float32
+    assert torch.equal(rounded.octaves, exact.octaves) and torch.equal(rounded.voiced, exact.voiced)
+    assert 0 < (rounded.mel - exact.mel).abs().mean() < 0.02 * exact.mel.std()
+
+
+def test_double_precision_stays():
+    model, codes = tiny_acoustic().double(), random_codes(1, 2)
+    drawn = model.sample(codes, torch.randn(1, 12, 80, dtype=torch.float64), SamplingConfig())
+    assert all(field.dtype == torch.float64 for field in drawn)
+
+
 def test_dropped_condition_reaches_no_code():
     """With dropout 1 the flow's loss is that of the unconditional model: no gradient flows to the codes."""
     model = AcousticModel(replace(ACOUSTIC, condition_dropout=1.0))
@@ -81,7 +95,7 @@ def test_dropped_condition_reaches_no_code():
 
 
 def test_overfits_one_batch():
-    """The flow learns to draw one residual: its loss falls below a quarter, and it draws it."""
+    """The flow learns to draw one residual: its loss falls from above 1 to below .16, and it draws it."""
     torch.manual_seed(0)
     model = AcousticModel(replace(ACOUSTIC, num_mels=8, hidden_size=32, condition_dropout=0.0))
     codes, data = random_codes(1, 2), torch.randn(1, 12, 8)
@@ -94,7 +108,7 @@ def test_overfits_one_batch():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-20:]) < sum(losses[:20]) / 4
+    assert sum(losses[:20]) > 20 and sum(losses[-20:]) < 0.16 * 20
     with torch.inference_mode():
         drawn = flow.euler(lambda y, t: model.velocity_net(y, t, condition), torch.randn(1, 12, 8), 10)
     assert (drawn - data).square().mean() < 0.1 * data.square().mean()
