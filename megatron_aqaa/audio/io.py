@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import struct
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 import soxr
 import torch
 from torch import Tensor
+
+RESAMPLER = f"soxr {soxr.__version__.split('.')[0]} HQ"
+"""What brings recordings to another rate; data sets note it, since no two resamplers agree near the band edge."""
 
 
 class AudioError(ValueError):
@@ -16,7 +25,7 @@ class AudioError(ValueError):
 
 
 def load_waveform(path: str | Path, sample_rate_hz: int = 16000) -> Tensor:
-    """Reads a wav, flac, ogg or mp3 file of any rate and any number of channels.
+    """Reads a wav, flac, ogg, opus or mp3 file of any rate and any number of channels.
 
     Channels are averaged. Every file passes through the same resampler (soxr, high quality): training and serving must
     not differ in theirs.
@@ -29,25 +38,87 @@ def load_waveform(path: str | Path, sample_rate_hz: int = 16000) -> Tensor:
         [N] float32, full scale 1, N ≥ 1.
 
     Raises:
-        AudioError: The file is missing, a folder, empty, unreadable, without samples, or holds NaN or infinity.
+        AudioError: The file is missing, a folder, a pipe, empty, unreadable, truncated, without samples, or holds NaN
+            or infinity.
+    """
+    return torch.cat(list(read_blocks(path, sample_rate_hz)))
+
+
+def read_blocks(path: str | Path, sample_rate_hz: int = 16000, block_s: float = 30.0) -> Iterator[Tensor]:
+    """Reads a file piece by piece, in memory that does not grow with it; joined, the pieces are `load_waveform`'s.
+
+    Args:
+        path: The file.
+        sample_rate_hz: Rate of the result.
+        block_s: What is read at a time; pieces differ a little in length where the rate changes.
+
+    Yields:
+        [N] float32, at least one, none empty.
+
+    Raises:
+        AudioError: As `load_waveform`; of what is wrong inside the file, when it is reached.
     """
     path = Path(path)
-    _check_exists(path)
+    _check_file(path)
+    found = False
     try:
-        samples, file_rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # bytes: names need not be UTF-8
+            for block in _resampled(path, file, sample_rate_hz, max(1, round(block_s * file.samplerate))):
+                found = found or len(block) > 0
+                if len(block):
+                    yield torch.from_numpy(block)
+            rate_hz, frames = file.samplerate, file.tell()
     except (soundfile.LibsndfileError, OSError) as error:
         remedy = f"convert it first: ffmpeg -i {path.name} {path.stem}.wav"
         raise AudioError(f"{path}: not readable as wav, flac, ogg or mp3 ({error}); {remedy}") from None
-    if not len(samples):
+    if not found:
+        raise AudioError(f"{path}: {frames} samples at {rate_hz} Hz leave nothing at {sample_rate_hz} Hz")
+
+
+def duration_s(path: str | Path) -> float:
+    """Seconds that a file's header promises.
+
+    Raises:
+        AudioError: The file is missing, a folder, a pipe, empty, or has no header that can be read.
+    """
+    path = Path(path)
+    _check_file(path)
+    try:
+        return float(soundfile.info(os.fsencode(path)).duration)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise AudioError(f"{path}: not readable as wav, flac, ogg or mp3 ({error})") from None
+
+
+def _resampled(
+    path: Path, file: soundfile.SoundFile, sample_rate_hz: int, block: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    if file.samplerate == sample_rate_hz:
+        yield from _mono(path, file, block)
+        return
+    if file.samplerate < sample_rate_hz:
+        warnings.warn(
+            f"recordings at {file.samplerate} Hz are brought to {sample_rate_hz} Hz; they hold nothing above "
+            f"{file.samplerate // 2} Hz",
+            stacklevel=2,
+        )
+    stream = soxr.ResampleStream(file.samplerate, sample_rate_hz, 1, dtype="float32")
+    for samples in _mono(path, file, block):
+        yield stream.resample_chunk(samples)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _mono(path: Path, file: soundfile.SoundFile, block: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Blocks [N] of the file as it is, checked."""
+    count = 0
+    while len(samples := file.read(block, dtype="float32", always_2d=True)):
+        if not np.isfinite(samples).all():
+            raise AudioError(f"{path}: holds NaN or infinite samples; the recording is damaged, export it again")
+        count += len(samples)
+        yield np.ascontiguousarray(samples.mean(axis=1))
+    if not count:
         raise AudioError(f"{path}: holds no samples; record it again")
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{path}: holds NaN or infinite samples; the recording is damaged, export it again")
-    mono = samples.mean(axis=1)
-    if file_rate_hz != sample_rate_hz:
-        mono = soxr.resample(mono, file_rate_hz, sample_rate_hz)
-    if not len(mono):
-        raise AudioError(f"{path}: {len(samples)} samples at {file_rate_hz} Hz leave nothing at {sample_rate_hz} Hz")
-    return torch.from_numpy(np.ascontiguousarray(mono))
+    if file.format in ("WAV", "FLAC", "AIFF", "RF64") and count < file.frames:
+        raise AudioError(f"{path}: truncated: {count} of {file.frames} samples can be read; copy it again")
 
 
 def save_waveform(waveform: Tensor, path: str | Path, sample_rate_hz: int = 16000) -> None:
@@ -87,10 +158,34 @@ def normalize_peak(waveform: Tensor) -> Tensor:
     return waveform / waveform.abs().max().clamp(min=0.01) * 0.999
 
 
-def _check_exists(path: Path) -> None:
-    if not path.exists():
-        raise AudioError(f"{path}: no such file")
-    if path.is_dir():
+def _check_file(path: Path) -> None:
+    try:
+        found = path.stat()
+    except OSError as error:  # missing, a link to itself, a name too long, no permission
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error.strerror})"
+        raise AudioError(f"{path}: {reason}") from None
+    if stat.S_ISDIR(found.st_mode):
         raise AudioError(f"{path}: is a folder; name one audio file")
-    if path.stat().st_size == 0:
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+        raise AudioError(f"{path}: is not a regular file; name one audio file")
+    if not found.st_size:
         raise AudioError(f"{path}: is empty (0 bytes); record or copy it again")
+    _check_wav_is_whole(path, found.st_size)
+
+
+def _check_wav_is_whole(path: Path, size: int) -> None:
+    """Libsndfile takes a wav file that was cut off for a shorter one; its header knows better."""
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF":
+            return
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            name, length = struct.unpack("<4sI", head)
+            end = file.tell() + length
+            if name == b"data":
+                unknown = length >= 0xFFFFFFF0 or length == 0  # as programs write it that stream into a pipe
+                if end > size and not unknown:
+                    missing = f"{size - file.tell()} of {length} bytes of its samples are there"
+                    raise AudioError(f"{path}: truncated: {missing}; copy it again")
+                return
+            file.seek(end + length % 2)

@@ -95,12 +95,21 @@ class MelSpectrogram(nn.Module):
         Raises:
             ValueError: Not [B, N], or too short.
         """
+        margin = self.margin
+        if waveform.ndim != 2 or waveform.shape[1] <= margin:
+            raise ValueError(f"mel needs [B, N] with more than {margin} samples, found shape {list(waveform.shape)}")
+        return self.of_padded(F.pad(waveform, (margin, margin), mode="reflect"))
+
+    @property
+    def margin(self) -> int:
+        """Samples that the outermost frames hear beyond the ends of a waveform."""
+        return (self.config.n_fft - self.config.hop_length) // 2
+
+    def of_padded(self, padded: Tensor) -> Tensor:
+        """As `forward`, of [B, N + 2 · margin]: the frames of the middle, whose surroundings are known."""
         config = self.config
-        padding = (config.n_fft - config.hop_length) // 2
-        if waveform.ndim != 2 or waveform.shape[1] <= padding:
-            raise ValueError(f"mel needs [B, N] with more than {padding} samples, found shape {list(waveform.shape)}")
         spectrum = torch.stft(
-            F.pad(waveform, (padding, padding), mode="reflect"),
+            padded,
             config.n_fft,
             config.hop_length,
             config.win_length,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_aqaa.data.indexed import DocumentWriter
 from megatron_aqaa.data.token_report import token_report
-from megatron_aqaa.tokenizer.corpus import BlockTokenizer
+from megatron_aqaa.tokenizer.corpus import MAX_DURATION_S, BlockTokenizer
 from megatron_aqaa.tokenizer.open import tokenizer_files
 from megatron_aqaa.vocabulary import Vocabulary
 
@@ -28,6 +28,7 @@ class TokenizeConfig:
         num_workers: processes; 0 works in the calling process.
         lines_per_block: unit of work and of resuming.
         batch_size: recordings encoded at a time.
+        max_duration_s: longer recordings are rejected, by their headers.
     """
 
     manifest: Path
@@ -36,6 +37,7 @@ class TokenizeConfig:
     num_workers: int = 2
     lines_per_block: int = 256
     batch_size: int = 32
+    max_duration_s: float = MAX_DURATION_S
 
 
 def tokenize_manifest(config: TokenizeConfig, on_progress: Callable[[int], object] = lambda done: None) -> int:
@@ -53,7 +55,9 @@ def tokenize_manifest(config: TokenizeConfig, on_progress: Callable[[int], objec
     """
     audio, directory = audio_paths(config.manifest), config.output / "blocks"
     _claim(config, directory / "inputs.json")
-    blocks = BlockTokenizer(config.tokenizer, audio, directory, config.lines_per_block, config.batch_size)
+    blocks = BlockTokenizer(
+        config.tokenizer, audio, directory, config.lines_per_block, config.batch_size, config.max_duration_s
+    )
     for done in blocks.run(config.num_workers):
         on_progress(done)
     return _publish(config, blocks)
@@ -68,7 +72,7 @@ def audio_paths(manifest: Path) -> list[str]:
     if not manifest.is_file():
         raise ValueError(f"{manifest}: no such manifest; the speech stage writes it")
     paths = []
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(manifest.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
         try:
             paths.append(str(manifest.parent / json.loads(line)["audio"]))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -110,8 +114,8 @@ def _publish(config: TokenizeConfig, blocks: BlockTokenizer) -> int:
     """Join the blocks into the data set and report on it; returns the number of rejected lines."""
     vocabulary = Vocabulary.load(config.tokenizer / "vocabulary.yaml")
     rejects = join_blocks(blocks, config.output / "audio", vocabulary)
-    lines = (json.dumps({"line": line + 1, "reason": reason}) + "\n" for line, reason in rejects.items())
-    (config.output / "rejects.jsonl").write_text("".join(lines))
+    records = ({"line": line + 1, "audio": blocks.audio[line], "reason": rejects[line]} for line in rejects)
+    (config.output / "rejects.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     report = token_report(config.output / "audio", config.manifest, vocabulary)
     (config.output / "report.json").write_text(json.dumps({**report, "rejected": len(rejects)}))
     return len(rejects)

@@ -59,7 +59,7 @@ class ChatAudio:
         plain = BlockTokenizer(tokenizer, audio, directory, files_per_block, batch_size)
         parts = [stamp(path) for path in tokenizer_files(tokenizer)] if paths else []
         names = {lines.start: _name([parts, batch_size, [stamp(paths[i]) for i in lines]]) for lines in plain.blocks()}
-        self.blocks = _NamedBlocks(tokenizer, audio, directory, files_per_block, batch_size, names)
+        self.blocks = _NamedBlocks(tokenizer, audio, directory, files_per_block, batch_size, names=names)
 
     def tokenize(
         self, shard: int, num_shards: int, num_workers: int, on_progress: Callable[[int], object] = lambda done: None

@@ -34,7 +34,7 @@ def token_report(prefix: Path, manifest: Path, vocabulary: Vocabulary) -> dict[s
     Returns:
         `hours`, `num_tokens`, and for `linguistic` and `semantic` size, used, perplexity, counts, phone_accuracy.
     """
-    records = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in manifest.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
     codes = _codes(prefix, vocabulary)
     num_groups = sum(len(c.semantic) for c in codes) // 3
     hours = num_groups * GROUP_DURATION_S / 3600

@@ -17,13 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megatron_aqaa.audio.io import load_waveform
+from megatron_aqaa.audio.io import AudioError, duration_s, load_waveform
 from megatron_aqaa.tokenizer.features import SAMPLE_RATE_HZ
 from megatron_aqaa.tokenizer.open import open_tokenizer
 from megatron_aqaa.tokenizer.speech import SpeechTokenizer
 from megatron_aqaa.tokenizer.workers import map_blocks
 
 Ids = npt.NDArray[np.int64]
+
+
+MAX_DURATION_S = 4 * 3600.0
+_LONG_S = 60.0  # what is longer is read piece by piece
 
 
 class Block(NamedTuple):
@@ -48,6 +52,7 @@ class BlockTokenizer:
         directory: of the block files.
         lines_per_block: unit of work and of resuming; within it, recordings of like length share a batch.
         batch_size: recordings encoded at a time.
+        max_duration_s: longer recordings are rejected.
     """
 
     tokenizer: Path
@@ -55,6 +60,7 @@ class BlockTokenizer:
     directory: Path
     lines_per_block: int = 256
     batch_size: int = 32
+    max_duration_s: float = MAX_DURATION_S
 
     def blocks(self) -> list[range]:
         """Lines of each block."""
@@ -79,16 +85,34 @@ class BlockTokenizer:
         torch.set_num_threads(1)
         tokenizer = open_tokenizer(self.tokenizer)
         features: dict[int, torch.Tensor] = {}
+        token_ids: dict[int, Ids] = {}
         rejects: dict[int, str] = {}
         for line in block:
             try:
-                features[line] = tokenizer.features(load_waveform(self.audio[line], SAMPLE_RATE_HZ))
+                if self._is_long(self.audio[line]):
+                    token_ids[line] = tokenizer.token_ids(tokenizer.encode_file(self.audio[line]))
+                else:
+                    features[line] = tokenizer.features(load_waveform(self.audio[line], SAMPLE_RATE_HZ))
             except ValueError as error:
                 named = self.audio[line] in str(error)
                 rejects[line - block.start] = str(error) if named else f"{self.audio[line]}: {error}"
-        token_ids = _encode(tokenizer, features, self.batch_size)
+        token_ids |= _encode(tokenizer, features, self.batch_size)
         _write(self.path(block), Block([token_ids.get(line, np.empty(0, np.int64)) for line in block], rejects))
         return len(block)
+
+    def _is_long(self, path: str) -> bool:
+        """Whether a recording is encoded alone, piece by piece.
+
+        Raises:
+            AudioError: it cannot be read, or is longer than `max_duration_s`.
+        """
+        seconds = duration_s(path)
+        if seconds > self.max_duration_s:
+            raise AudioError(
+                f"{path}: {seconds / 3600:.1f} h; at most {self.max_duration_s / 3600:g} h are taken: cut it, or raise "
+                f"max_duration_s"
+            )
+        return seconds > _LONG_S
 
     def read(self, block: range) -> Block:
         """Content of a finished block."""

@@ -9,25 +9,30 @@ A tokenizer directory holds::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional
 
 from megatron_aqaa.network_file import load_network
 from megatron_aqaa.ops.index import Codes
 from megatron_aqaa.tokenizer.centroids import MADE_BY, load_centroids
-from megatron_aqaa.tokenizer.features import FRAMES_PER_GROUP, PITCH_REFERENCE_HZ, FilterBank, prepare_waveform
+from megatron_aqaa.tokenizer.features import (
+    FRAMES_PER_GROUP,
+    PITCH_REFERENCE_HZ,
+    SAMPLES_PER_GROUP,
+    FilterBank,
+    prepare_waveform,
+)
 from megatron_aqaa.tokenizer.linguistic import LinguisticConfig, LinguisticEncoder, nearest_centroid
 from megatron_aqaa.tokenizer.semantic import FRAMES_PER_CODE, SemanticConfig, SemanticEncoder
-from megatron_aqaa.tokenizer.speech import CodeVectors, SpeechTokenizer
+from megatron_aqaa.tokenizer.speech import PIECE_SAMPLES, CodeVectors, SpeechTokenizer
 from megatron_aqaa.vocabulary import Vocabulary
 
-# Long recordings are cut into independent pieces of 30 s, as in the released tokenizer: attention over ten minutes
-# would need gigabytes, and the encoders never saw such lengths.
-PIECE_FRAMES = 30 * 100
+PIECE_FRAMES = PIECE_SAMPLES // 160
 
 
 class DualCodebookTokenizer(SpeechTokenizer):
@@ -75,6 +80,26 @@ class DualCodebookTokenizer(SpeechTokenizer):
         groups = iter(zip(*(c.numpy() for c in codes), (lengths // FRAMES_PER_GROUP).tolist(), strict=True))
         return [_join([next(groups) for _ in fbank.split(PIECE_FRAMES)]) for fbank in features]
 
+    @torch.inference_mode()
+    def encode_pieces(self, pieces: Iterable[torch.Tensor]) -> Iterator[Codes]:
+        """See `SpeechTokenizer.encode_pieces`."""
+        for stretch in self._with_margins(_in_groups(pieces)):
+            yield self.encode_features([self.filter_bank.of_padded(stretch)])[0]
+
+    def _with_margins(self, pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Each piece with the samples around it that its outermost frames hear; the ends are reflected."""
+        margin = self.filter_bank.mel.margin
+        before, piece = None, None
+        for following in pieces:
+            if piece is not None:
+                left = piece[1 : margin + 1].flip(0) if before is None else before
+                yield torch.cat((left, piece, following[:margin]))
+                before = piece[-margin:]
+            piece = following
+        assert piece is not None
+        left = piece[1 : margin + 1].flip(0) if before is None else before
+        yield torch.cat((left, piece, piece[-margin - 1 : -1].flip(0)))
+
     def _codes(self, fbank: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         hidden = self.linguistic_encoder(fbank, lengths)
         return nearest_centroid(hidden, self.centroids), self.semantic_encoder.codes(fbank, lengths)
@@ -91,6 +116,16 @@ class DualCodebookTokenizer(SpeechTokenizer):
         """See `SpeechTokenizer.code_vectors`."""
         codes = torch.arange(self.vocabulary.semantic_size)
         return CodeVectors(self.centroids.clone(), self.semantic_encoder.quantizer.embed(codes))
+
+
+def _in_groups(pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The last piece is filled up with silence to whole groups, as `prepare_waveform` does it."""
+    total = 0
+    for piece in pieces:
+        total += len(piece)
+        if total < SAMPLES_PER_GROUP // 2:
+            prepare_waveform(piece)  # says what is wrong
+        yield functional.pad(piece, (0, -len(piece) % SAMPLES_PER_GROUP))
 
 
 def _join(pieces: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]]) -> Codes:

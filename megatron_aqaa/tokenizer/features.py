@@ -56,6 +56,10 @@ class FilterBank(nn.Module):
         """See the class."""
         return self.mel(waveform[None])[0].T
 
+    def of_padded(self, stretch: torch.Tensor) -> torch.Tensor:
+        """As `forward`, of a stretch with `mel.margin` more samples on both sides."""
+        return self.mel.of_padded(stretch[None])[0].T
+
 
 def pitch_octaves(waveform: torch.Tensor) -> torch.Tensor:
     """Pitch of a prepared waveform at 50 Hz: [N] → [F / 2] octaves over 150 Hz, NaN where unvoiced."""

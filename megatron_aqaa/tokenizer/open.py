@@ -8,7 +8,8 @@ from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
 from megatron_aqaa.tokenizer.released.tokenizer import CENTROIDS, GRAPH, ReleasedTokenizer, paraformer_folder
 from megatron_aqaa.tokenizer.speech import SpeechTokenizer
 
-_TRAINED_FILES = ("vocabulary.yaml", "linguistic.pt", "linguistic_codebook.npy", "semantic.pt")
+VOCABULARY = "vocabulary.yaml"
+_TRAINED_FILES = (VOCABULARY, "linguistic.pt", "linguistic_codebook.npy", "semantic.pt")
 
 
 def is_released(directory: str | Path) -> bool:
@@ -33,10 +34,13 @@ def tokenizer_files(directory: Path) -> list[Path]:
     """
     if is_released(directory):
         folder = paraformer_folder(directory)
-        files = [directory / CENTROIDS, directory / GRAPH, *(folder / n for n in ("config.yaml", "model.pt", "am.mvn"))]
+        files = [directory / name for name in (VOCABULARY, CENTROIDS, GRAPH)]
+        files += [folder / name for name in ("config.yaml", "model.pt", "am.mvn")]
+        origin = "docs/tokenizer.md lists what the folder of a released tokenizer holds"
     else:
         files = [directory / name for name in _TRAINED_FILES]
+        origin = "tools/train_tokenizer.py makes the parts of a tokenizer directory"
     for path in files:
         if not path.is_file():
-            raise ValueError(f"{path}: no such file; tools/train_tokenizer.py makes the parts of a tokenizer directory")
+            raise ValueError(f"{path}: no such file; {origin}")
     return files

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from megatron_aqaa.audio.io import read_blocks
 from megatron_aqaa.ops.index import Codes, deinterleave_codes, interleave_codes
 from megatron_aqaa.vocabulary import Vocabulary
+
+# Encoders hear independent pieces of 30 s, as the released semantic tokenizer does: attention over ten minutes would
+# need gigabytes, and they never saw such lengths.
+PIECE_SAMPLES = 30 * 16_000
+
+
+def pieces_of(path: str | Path, peak: float) -> Iterator[torch.Tensor]:
+    """A file in pieces of `PIECE_SAMPLES` at 16 kHz, scaled as `normalize_peak` scales what has this peak."""
+    kept = torch.zeros(0)
+    for block in read_blocks(path):
+        kept = torch.cat((kept, block / max(peak, 0.01) * 0.999))
+        while len(kept) > PIECE_SAMPLES:  # the last piece is not empty
+            yield kept[:PIECE_SAMPLES]
+            kept = kept[PIECE_SAMPLES:]
+    yield kept
 
 
 class CodeVectors(NamedTuple):
@@ -68,6 +85,28 @@ class SpeechTokenizer(ABC):
     def encode_batch(self, waveforms: Sequence[npt.ArrayLike | torch.Tensor]) -> list[Codes]:
         """Codes of several waveforms; cheapest where they are of about one length. See `encode`."""
         return self.encode_features([self.features(waveform) for waveform in waveforms])
+
+    def encode_file(self, path: str | Path) -> Codes:
+        """Codes of an audio file of any length, in memory that does not grow with it; it is read twice, peak first.
+
+        Raises:
+            AudioError: the file cannot be used.
+            ValueError: shorter than 60 ms.
+        """
+        peak = max(float(block.abs().max()) for block in read_blocks(path))
+        parts = list(self.encode_pieces(pieces_of(path, peak)))
+        return Codes(*(np.concatenate(halves) for halves in zip(*parts, strict=True)))
+
+    @abstractmethod
+    def encode_pieces(self, pieces: Iterable[torch.Tensor]) -> Iterator[Codes]:
+        """Codes piece by piece: joined, those of the whole recording.
+
+        Args:
+            pieces: a prepared recording in pieces of `PIECE_SAMPLES`, the last one shorter.
+
+        Raises:
+            ValueError: the recording is shorter than 60 ms.
+        """
 
     def token_ids(self, codes: Codes) -> npt.NDArray[np.int64]:
         """Merged ids [5g] in groups `[L L S S S]`."""

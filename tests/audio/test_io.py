@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 
-from megatron_aqaa.audio.io import AudioError, load_waveform, normalize_peak, save_waveform
+from megatron_aqaa.audio.io import AudioError, duration_s, load_waveform, normalize_peak, read_blocks, save_waveform
 
 
 def tone(rate_hz: int, duration_s: float = 0.5, frequency_hz: float = 440.0) -> np.ndarray:
@@ -108,14 +111,85 @@ def test_bad_files_are_named(tmp_path: Path, write, message: str) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_truncated_file_is_an_error_or_a_shorter_waveform_never_noise(tmp_path: Path) -> None:
-    whole = tmp_path / "whole.wav"
-    soundfile.write(whole, tone(16000), 16000)
-    cut = tmp_path / "cut.wav"
-    cut.write_bytes(whole.read_bytes()[:5000])
-    waveform = load_waveform(cut)
-    torch.testing.assert_close(waveform, load_waveform(whole)[: len(waveform)])
-    assert len(waveform) == (5000 - 44) // 2
+def write_cut_wav(path: Path) -> None:
+    soundfile.write(path, tone(16000), 16000)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def write_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def write_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (write_cut_wav, "truncated: 4956 of 16000 bytes"),
+        (write_pipe, "not a regular file"),
+        (write_loop, "cannot be opened"),
+    ],
+)
+def test_files_that_would_mislead_or_hang(tmp_path: Path, write: Callable[[Path], None], message: str) -> None:
+    write(tmp_path / "x.wav")
+    with pytest.raises(AudioError, match=message):
+        load_waveform(tmp_path / "x.wav")
+
+
+def test_cut_flac_is_no_shorter_recording(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "whole.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 48_000), 16000)
+    content = (tmp_path / "whole.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioError, match=r"cut.flac: (truncated|not readable)"):
+        load_waveform(tmp_path / "cut.flac")
+
+
+def test_wav_of_unknown_length_is_read(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.wav", tone(16000), 16000)
+    content = bytearray((tmp_path / "x.wav").read_bytes())
+    content[40:44] = content[4:8] = b"\xff" * 4  # as ffmpeg writes it into a pipe
+    (tmp_path / "x.wav").write_bytes(content)
+    assert len(load_waveform(tmp_path / "x.wav")) == 8000
+
+
+def test_name_that_is_not_utf8(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))
+    with path.open("wb") as file:
+        soundfile.write(file, tone(16000), 16000, format="WAV")
+    assert len(load_waveform(path)) == 8000
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 44100, 48000, 96000])
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_blocks_joined_are_the_whole(tmp_path: Path, channels: int, rate_hz: int) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (rate_hz * 2 + 7, channels))
+    soundfile.write(tmp_path / "x.wav", noise, rate_hz)
+    blocks = list(read_blocks(tmp_path / "x.wav", block_s=0.3))
+    assert len(blocks) >= 7
+    assert torch.equal(torch.cat(blocks), load_waveform(tmp_path / "x.wav"))
+    mono = noise.mean(1).astype(np.float32)
+    expected = mono if rate_hz == 16000 else soxr.resample(mono, rate_hz, 16000)
+    assert torch.cat(blocks).numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_opus_is_read(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.opus", tone(48000), 48000, format="OGG", subtype="OPUS")
+    assert abs(len(load_waveform(tmp_path / "x.opus")) - 8000) <= 400
+
+
+def test_upsampling_is_said(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.wav", tone(8000), 8000)
+    with pytest.warns(UserWarning, match="recordings at 8000 Hz .* nothing above 4000 Hz"):
+        load_waveform(tmp_path / "x.wav")
+
+
+def test_duration_by_the_header(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.flac", tone(44100), 44100)
+    assert duration_s(tmp_path / "x.flac") == pytest.approx(0.5)
+    with pytest.raises(AudioError, match="no such file"):
+        duration_s(tmp_path / "y.flac")
 
 
 @pytest.mark.parametrize(

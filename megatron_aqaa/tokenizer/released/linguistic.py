@@ -103,7 +103,13 @@ class LinguisticStream:
 
     @torch.inference_mode()
     def feed(self, samples: Tensor, final: bool = False) -> Tensor:
-        """Take [N] samples at 16 kHz, of any length, the last ones with `final`; returns the codes [F] that are due."""
+        """Take [N] samples at 16 kHz, of any length, the last ones with `final`; returns the codes [F] that are due.
+
+        Raises:
+            ValueError: NaN or infinite samples; the stream stays as it was.
+        """
+        if not torch.isfinite(samples).all():
+            raise ValueError("the stream was given NaN or infinite samples; leave them out or send silence instead")
         self._hear(samples)
         total = self.first + len(self.fbank)
         chunk = self.tokenizer.encoder.config.chunk_frames

@@ -74,7 +74,10 @@ def load_normalization(path: Path) -> Normalization:
         found = re.search(rf"<{name}>[^\[]*\[([^\]]*)\]", text)
         if not found:
             raise ValueError(f"{path}: no <{name}> layer with its values; it is not Paraformer's am.mvn")
-        layers[name] = torch.tensor([float(value) for value in found[1].split()])
+        try:
+            layers[name] = torch.tensor([float(value) for value in found[1].split()])
+        except ValueError as error:
+            raise ValueError(f"{path}: a value of <{name}> is not a number ({error})") from None
     if layers["AddShift"].shape != layers["Rescale"].shape:
         raise ValueError(f"{path}: {len(layers['AddShift'])} shifts and {len(layers['Rescale'])} scales")
     return Normalization(layers["AddShift"], layers["Rescale"])
@@ -95,7 +98,10 @@ _SIZES = [field.name for field in fields(SanmConfig) if field.name in {
 
 
 def _config(path: Path) -> SanmConfig:
-    content = yaml.safe_load(_text(path))
+    try:
+        content = yaml.safe_load(_text(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not readable as YAML ({error})") from None
     sizes: Any = content.get("encoder_conf") if isinstance(content, dict) else None
     if not isinstance(sizes, dict):
         raise ValueError(f"{path}: no encoder_conf; it is not Paraformer's config.yaml")
@@ -115,9 +121,9 @@ def _load_weights(encoder: SanmEncoder, path: Path) -> None:
         raise ValueError(f"{path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
     except Exception as error:
         raise ValueError(f"{path}: not readable as weights ({error})") from None
-    state = state.get("state_dict", state)
     weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     try:
         encoder.load_state_dict(weights)
@@ -128,4 +134,4 @@ def _load_weights(encoder: SanmEncoder, path: Path) -> None:
 def _text(path: Path) -> str:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8", errors="replace")

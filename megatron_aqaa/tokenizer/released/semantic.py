@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from megatron_aqaa.audio.whisper_mel import WhisperMel
+from megatron_aqaa.tokenizer.speech import PIECE_SAMPLES
 
 FRAME_RATE_HZ = 25
-PIECE_SAMPLES = 30 * 16_000
+CODEBOOK_SIZE = 4096
 SHORTEST_PIECE = 480  # samples; what is left over below that is dropped
 Provider = Literal["auto", "cpu", "cuda"]
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
@@ -50,7 +51,8 @@ class ReleasedSemantic:
         """Codes [F] int64 of [N] samples.
 
         Raises:
-            ValueError: the graph gives more or fewer codes than 25 a second; names the 50 Hz graph if it is that.
+            ValueError: the graph gives more or fewer codes than 25 a second, or codes beyond 4095; names the 50 Hz
+                graph if it is that.
         """
         pieces = [piece for piece in waveform.split(PIECE_SAMPLES) if len(piece) >= SHORTEST_PIECE]
         return torch.cat([torch.zeros(0, dtype=torch.int64), *(self._piece(piece) for piece in pieces)])
@@ -62,6 +64,8 @@ class ReleasedSemantic:
         seconds = round(len(piece) / 16_000, 2)
         if abs(len(found) - FRAME_RATE_HZ * seconds) > 2:
             raise ValueError(self._wrong_rate(len(found), seconds))
+        if found.min(initial=0) < 0 or found.max(initial=0) >= CODEBOOK_SIZE:
+            raise ValueError(f"{self.path}: gave codes {found.min()} … {found.max()}; expected 0 … {CODEBOOK_SIZE - 1}")
         return torch.from_numpy(found.astype(np.int64))
 
     def _wrong_rate(self, count: int, seconds: float) -> str:
@@ -87,6 +91,9 @@ def _open(path: Path, provider: Provider, num_threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS[wanted])
+        session = onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS[wanted])
     except Exception as error:  # onnxruntime has a class of its own for each fault
         raise ValueError(f"{path}: not a graph that onnxruntime can run ({error})") from None
+    if provider == "cuda" and _PROVIDERS["cuda"][0] not in session.get_providers():  # it falls back with a log line
+        raise ValueError(f"{path}: onnxruntime could not start CUDA (its libraries are missing?): use provider cpu")
+    return session

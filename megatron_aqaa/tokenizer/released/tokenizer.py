@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,12 @@ import torch
 from megatron_aqaa.audio.io import normalize_peak
 from megatron_aqaa.ops.index import Codes
 from megatron_aqaa.tokenizer.released.linguistic import ReleasedLinguistic
-from megatron_aqaa.tokenizer.released.semantic import Provider, ReleasedSemantic
+from megatron_aqaa.tokenizer.released.semantic import CODEBOOK_SIZE, Provider, ReleasedSemantic
 from megatron_aqaa.tokenizer.speech import CodeVectors, SpeechTokenizer
 from megatron_aqaa.vocabulary import LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP, Vocabulary
 
 CENTROIDS = "linguistic_tokenizer.npy"
 GRAPH = "speech_tokenizer_v1.onnx"
-SEMANTIC_SIZE = 4096
 _SHORTEST = 960  # samples
 
 
@@ -48,7 +47,7 @@ class ReleasedTokenizer(SpeechTokenizer):
     """
 
     def __init__(self, vocabulary: Vocabulary, linguistic: ReleasedLinguistic, semantic: ReleasedSemantic) -> None:
-        super().__init__(vocabulary, (len(linguistic.centroids), SEMANTIC_SIZE))
+        super().__init__(vocabulary, (len(linguistic.centroids), CODEBOOK_SIZE))
         self.linguistic, self.semantic = linguistic, semantic
 
     @classmethod
@@ -84,6 +83,19 @@ class ReleasedTokenizer(SpeechTokenizer):
         linguistic = self.linguistic.codes(features)
         semantic = [self.semantic.codes(waveform) for waveform in features]
         return [_whole_groups(*halves) for halves in zip(linguistic, semantic, strict=True)]
+
+    def encode_pieces(self, pieces: Iterable[torch.Tensor]) -> Iterator[Codes]:
+        """See `SpeechTokenizer.encode_pieces`."""
+        stream, total = self.linguistic.stream(), 0
+        halves: list[list[torch.Tensor]] = [[], []]
+        for piece in pieces:
+            total += len(piece)
+            halves[0].append(stream.feed(piece))
+            halves[1].append(self.semantic.codes(piece))
+        if total < _SHORTEST:
+            raise ValueError(f"waveform has {total} samples; speech needs at least {_SHORTEST} (60 ms at 16 kHz)")
+        halves[0].append(stream.feed(torch.zeros(0), final=True))
+        yield _whole_groups(*(torch.cat(codes) for codes in halves))
 
     def pitch_hz(self, semantic_codes: npt.ArrayLike) -> torch.Tensor:
         """Not known of the released codes."""

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_aqaa.audio.io import load_waveform, save_waveform
 from megatron_aqaa.ops.index import interleave_codes
+from megatron_aqaa.tokenizer.centroids import save_centroids
 from megatron_aqaa.tokenizer.open import is_released, open_tokenizer, tokenizer_files
 from megatron_aqaa.tokenizer.released.semantic import ReleasedSemantic
 from megatron_aqaa.tokenizer.released.tokenizer import CENTROIDS, GRAPH, ReleasedTokenizer, _whole_groups
-from tests.tokenizer.released.files import FOLDER, SemanticGraph, export_graph, write_released_files
+from megatron_aqaa.tokenizer.speech import PIECE_SAMPLES
+from megatron_aqaa.vocabulary import Vocabulary
+from tests.tokenizer.released.files import FOLDER, SMALL, SemanticGraph, export_graph, write_released_files
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -81,6 +85,15 @@ def test_loudness_and_neighbours_do_not_matter(tokenizer: ReleasedTokenizer) -> 
         np.testing.assert_array_equal(alone.semantic, codes.semantic)
 
 
+def test_a_file_read_in_pieces_gives_the_codes_of_the_whole(tokenizer: ReleasedTokenizer, tmp_path: Path) -> None:
+    save_waveform(noise(PIECE_SAMPLES + 55_555), tmp_path / "long.wav")
+    pieces = tokenizer.encode_file(tmp_path / "long.wav")
+    whole = tokenizer.encode(load_waveform(tmp_path / "long.wav"))
+    np.testing.assert_array_equal(pieces.linguistic, whole.linguistic)
+    np.testing.assert_array_equal(pieces.semantic, whole.semantic)
+    assert len(whole.semantic) == 3 * 279
+
+
 def released_groups(linguistic: list[int], semantic: list[int]) -> list[int]:
     """The released rule, as a loop."""
     ids: list[int] = []
@@ -117,7 +130,17 @@ def test_unusable_audio_is_refused(tokenizer: ReleasedTokenizer, bad: torch.Tens
 def test_folder_is_recognised_by_its_files(files: Path, tmp_path: Path) -> None:
     assert is_released(files) and not is_released(tmp_path)
     assert isinstance(open_tokenizer(files), ReleasedTokenizer)
-    assert {path.name for path in tokenizer_files(files)} == {CENTROIDS, GRAPH, "config.yaml", "model.pt", "am.mvn"}
+
+
+def test_files_that_tokens_depend_on(files: Path, tmp_path: Path) -> None:
+    shutil.copytree(files, tmp_path / "copy")
+    with pytest.raises(ValueError, match="vocabulary.yaml: no such file"):  # before the work, not after it
+        tokenizer_files(tmp_path / "copy")
+    layout = Vocabulary.for_text(100)
+    layout.save(tmp_path / "copy/vocabulary.yaml")
+    names = {path.name for path in tokenizer_files(tmp_path / "copy")}
+    assert names == {"vocabulary.yaml", CENTROIDS, GRAPH, "config.yaml", "model.pt", "am.mvn"}
+    assert open_tokenizer(tmp_path / "copy").vocabulary == layout
 
 
 @pytest.mark.parametrize(
@@ -128,6 +151,33 @@ def test_missing_files_are_named(files: Path, tmp_path: Path, name: str, what: s
     shutil.copytree(files, tmp_path / "copy")
     (tmp_path / "copy" / name).unlink()
     with pytest.raises(ValueError, match=what):
+        open_tokenizer(tmp_path / "copy")
+
+
+def test_codes_beyond_the_codebook_are_refused(tmp_path: Path) -> None:
+    export_graph(BeyondTheCodebook(4), tmp_path / GRAPH)
+    with pytest.raises(ValueError, match=r"gave codes 4\d+ … \d+; expected 0 … 4095"):
+        ReleasedSemantic(tmp_path / GRAPH).codes(noise(32_000))
+
+
+class BeyondTheCodebook(SemanticGraph):
+    def forward(self, mel: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        return super().forward(mel, length) + 4096
+
+
+def test_providers(files: Path) -> None:
+    import onnxruntime
+
+    assert ReleasedSemantic(files / GRAPH, "cpu").session.get_providers() == ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(ValueError, match="cannot run on cuda, only with .*CPUExecutionProvider.*use provider cpu"):
+            ReleasedSemantic(files / GRAPH, "cuda")
+
+
+def test_centroids_of_another_number(files: Path, tmp_path: Path) -> None:
+    shutil.copytree(files, tmp_path / "copy")
+    save_centroids(torch.randn(1000, SMALL.output_size), tmp_path / "copy" / CENTROIDS)
+    with pytest.raises(ValueError, match="1000 and 4096 codes do not fit the vocabulary's 1024 and 4096"):
         open_tokenizer(tmp_path / "copy")
 
 
