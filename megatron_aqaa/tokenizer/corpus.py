@@ -134,7 +134,8 @@ def _encode(tokenizer: SpeechTokenizer, features: dict[int, torch.Tensor], batch
 
 
 def _write(path: Path, block: Block) -> None:
-    partial_path = path.with_suffix(".partial.npz")
+    # named by process: workers outlive a parent that was killed, and may be at the same block as those of the next run
+    partial_path = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
     lengths = [len(ids) for ids in block.token_ids]
     np.savez(
         partial_path, token_ids=np.concatenate(block.token_ids), lengths=lengths, rejects=json.dumps(block.rejects)
