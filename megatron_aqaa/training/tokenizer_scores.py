@@ -23,7 +23,7 @@ Scores = dict[str, float]
 def linguistic_scores(
     model: LinguisticEncoder, centroids: torch.Tensor, store: FeatureStore, trained: list[int], held_out: list[int]
 ) -> Scores:
-    """Scores of an encoder and its centroids.
+    """Scores of an encoder and its centroids; `phone_error_of_codes` is through the codebook, `phone_error` before it.
 
     Args:
         model: in evaluation mode.
@@ -32,14 +32,17 @@ def linguistic_scores(
         trained: utterances that decide which phone a code stands for, and count its use.
         held_out: utterances that are judged.
     """
-    errors, codes = PhoneErrors(model.phones), CodePhones(len(centroids), FRAMES_PER_LINGUISTIC)
+    errors, quantized = PhoneErrors(model.phones), PhoneErrors(model.phones)
+    codes = CodePhones(len(centroids), FRAMES_PER_LINGUISTIC)
     for utterances, judged in ((trained, False), (held_out, True)):
         for batch in evaluation_batches(store, utterances):
             hidden = model(batch.fbank, batch.lengths)
-            codes.add(nearest_centroid(hidden, centroids), batch, judged)
+            nearest = nearest_centroid(hidden, centroids)
+            codes.add(nearest, batch, judged)
             if judged:
                 errors.add(model.phone_logits(hidden).argmax(-1), batch)
-    return {"phone_error": errors.rate, **codes.scores()}
+                quantized.add(model.phone_logits(centroids[nearest]).argmax(-1), batch)
+    return {"phone_error": errors.rate, "phone_error_of_codes": quantized.rate, **codes.scores()}
 
 
 @torch.inference_mode()

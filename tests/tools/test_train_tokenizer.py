@@ -71,7 +71,8 @@ def trained(configs: dict[str, Path]) -> tuple[dict[str, Path], str]:
 def test_the_whole_way_from_speech_to_tokens(trained: tuple[dict[str, Path], str]) -> None:
     configs, shown = trained
     root = configs["text"].parent
-    for score in ("phone_error", "codes_used", "code_phone_accuracy", "pitch_error_semitones", "code → phone"):
+    names = ("phone_error", "phone_error_of_codes", "codes_used", "code_phone_accuracy", "pitch_error_semitones")
+    for score in (*names, "code → phone"):
         assert score in shown
     for name in ("linguistic", "semantic"):
         scores = json.loads((root / "tokenizer" / name / "scores.json").read_text())
