@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -60,9 +62,52 @@ def read_blocks(path: str | Path, sample_rate_hz: int = 16000, block_s: float = 
     """
     path = Path(path)
     _check_file(path)
+    yield from _blocks(path, os.fsencode(path), sample_rate_hz, block_s)  # bytes: names need not be UTF-8
+
+
+def decode_waveform(content: bytes, name: str, sample_rate_hz: int = 16000) -> Tensor:
+    """As `load_waveform`, of the bytes of a file, such as a member of an archive.
+
+    Args:
+        content: The whole file.
+        name: What messages call it.
+        sample_rate_hz: Rate of the result.
+
+    Returns:
+        [N] float32, full scale 1, N ≥ 1.
+
+    Raises:
+        AudioError: As `load_waveform`.
+    """
+    path = Path(name)
+    if not content:
+        raise AudioError(f"{path}: is empty (0 bytes); record or copy it again")
+    check_wav_is_whole(path, io.BytesIO(content), len(content))
+    return torch.cat(list(_blocks(path, io.BytesIO(content), sample_rate_hz, 30.0)))
+
+
+def check_resampler(recorded: str, where: str | Path, used: str = RESAMPLER) -> None:
+    """Refuse what was made from recordings that another resampler brought to their rate.
+
+    Args:
+        recorded: What the data set or checkpoint noted.
+        where: The data set or checkpoint, for the message.
+        used: The resampler of this program; `load_waveform`'s if not given.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if recorded != used:
+        raise ValueError(
+            f"{where}: made with the resampler {recorded!r}, but here recordings pass through {used!r}, and the two "
+            f"differ near the band edge; use the same one, or make it again"
+        )
+
+
+def _blocks(path: Path, source: bytes | BinaryIO, sample_rate_hz: int, block_s: float) -> Iterator[Tensor]:
     found = False
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:  # bytes: names need not be UTF-8
+        with soundfile.SoundFile(source) as file:
             for block in _resampled(path, file, sample_rate_hz, max(1, round(block_s * file.samplerate))):
                 found = found or len(block) > 0
                 if len(block):
@@ -114,7 +159,7 @@ def _mono(path: Path, file: soundfile.SoundFile, block: int) -> Iterator[npt.NDA
         if not np.isfinite(samples).all():
             raise AudioError(f"{path}: holds NaN or infinite samples; the recording is damaged, export it again")
         count += len(samples)
-        yield np.ascontiguousarray(samples.mean(axis=1))
+        yield np.ascontiguousarray(samples.mean(axis=1) if file.channels > 1 else samples[:, 0])
     if not count:
         raise AudioError(f"{path}: holds no samples; record it again")
     if file.format in ("WAV", "FLAC", "AIFF", "RF64") and count < file.frames:
@@ -170,22 +215,31 @@ def _check_file(path: Path) -> None:
         raise AudioError(f"{path}: is not a regular file; name one audio file")
     if not found.st_size:
         raise AudioError(f"{path}: is empty (0 bytes); record or copy it again")
-    _check_wav_is_whole(path, found.st_size)
-
-
-def _check_wav_is_whole(path: Path, size: int) -> None:
-    """Libsndfile takes a wav file that was cut off for a shorter one; its header knows better."""
     with path.open("rb") as file:
-        if file.read(4) != b"RIFF":
+        check_wav_is_whole(path, file, found.st_size)
+
+
+def check_wav_is_whole(path: Path, file: BinaryIO, size: int) -> None:
+    """Libsndfile takes a wav file that was cut off for a shorter one; its header knows better.
+
+    Args:
+        path: For the message.
+        file: Open at its start; any format, only wav is checked.
+        size: Its bytes.
+
+    Raises:
+        AudioError: The samples end too early.
+    """
+    if file.read(4) != b"RIFF":
+        return
+    file.seek(12)
+    while len(head := file.read(8)) == 8:
+        name, length = struct.unpack("<4sI", head)
+        end = file.tell() + length
+        if name == b"data":
+            unknown = length >= 0xFFFFFFF0 or length == 0  # as programs write it that stream into a pipe
+            if end > size and not unknown:
+                missing = f"{size - file.tell()} of {length} bytes of its samples are there"
+                raise AudioError(f"{path}: truncated: {missing}; copy it again")
             return
-        file.seek(12)
-        while len(head := file.read(8)) == 8:
-            name, length = struct.unpack("<4sI", head)
-            end = file.tell() + length
-            if name == b"data":
-                unknown = length >= 0xFFFFFFF0 or length == 0  # as programs write it that stream into a pipe
-                if end > size and not unknown:
-                    missing = f"{size - file.tell()} of {length} bytes of its samples are there"
-                    raise AudioError(f"{path}: truncated: {missing}; copy it again")
-                return
-            file.seek(end + length % 2)
+        file.seek(end + length % 2)

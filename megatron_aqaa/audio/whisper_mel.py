@@ -44,7 +44,8 @@ class WhisperMel(nn.Module):
             raise ValueError(f"expected [B, N] with more than {N_FFT // 2} samples, found {list(waveform.shape)}")
         padded = functional.pad(waveform, (N_FFT // 2, N_FFT // 2), mode="reflect")
         spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, window=self.window, center=False, return_complex=True)
-        energy = spectrum[..., :-1].abs().square()
+        spectrum = spectrum[..., :-1]
+        energy = spectrum.real.square() + spectrum.imag.square()  # `abs` takes roots: half the time of it all
         decades = torch.log10(torch.clamp(self.bands @ energy, min=1e-10))
         loudest = decades.amax((1, 2), keepdim=True)
         return (torch.maximum(decades, loudest - _RANGE) + 4) / 4
