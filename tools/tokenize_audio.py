@@ -3,6 +3,12 @@
 Examples:
     python tools/tokenize_audio.py examples/tiny_cpu/tokenize.yaml
     python tools/tokenize_audio.py examples/tiny_cpu/tokenize.yaml manifest=my/manifest.jsonl output=runs/mine/tokens
+    python tools/tokenize_audio.py examples/tiny_cpu/tokenize.yaml shard=3/16
+    python tools/tokenize_audio.py examples/tiny_cpu/tokenize.yaml merge=true num_shards=16
+
+With `shard` it tokenizes that part of the recordings and stops; `shard=array` takes the number of the SLURM array task.
+With `merge=true` it writes the data set that the shards have made, or names the shards that are missing. With neither
+it tokenizes what is left and writes the data set. All ways give the same bytes.
 
 A recording that cannot be used is set aside in `rejects.jsonl` with the reason, the others go on. `report.json` tells
 hours, tokens and how the codebooks are used. Run the same command again after an interruption: finished blocks are
@@ -18,7 +24,7 @@ import sys
 from pathlib import Path
 
 from megatron_aqaa.config import load_config
-from megatron_aqaa.data.audio_tokens import TokenizeConfig, audio_paths, tokenize_manifest
+from megatron_aqaa.data.audio_tokens import Tokenization, TokenizeConfig
 from megatron_aqaa.training.progress import Progress
 
 
@@ -30,18 +36,28 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = load_config(TokenizeConfig, arguments.config, arguments.overrides)
-        with Progress("recordings", len(audio_paths(config.manifest))) as progress:
-            num_rejected = tokenize_manifest(config, progress.update)
+        num_rejected = tokenize(config)
     except ValueError as error:
         print(f"tokenize_audio: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tokenize_audio: interrupted; run the same command to continue", file=sys.stderr)
         return 130
+    if config.part is not None:
+        return 0
     print_report(config.output / "report.json")
     if num_rejected:
         print(f"tokenize_audio: {num_rejected} recordings rejected, see {config.output}/rejects.jsonl", file=sys.stderr)
     return 1 if num_rejected else 0
+
+
+def tokenize(config: TokenizeConfig) -> int:
+    """Tokenize and, if this is no shard, write the data set; returns the number of rejected recordings."""
+    work = Tokenization(config)
+    if not config.merge:
+        with Progress("recordings", work.num_recordings) as progress:
+            work.tokenize(progress.update)
+    return work.merge() if config.part is None else 0
 
 
 def print_report(path: Path) -> None:

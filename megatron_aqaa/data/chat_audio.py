@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +15,9 @@ from megatron_aqaa.data.audio_tokens import join_blocks
 from megatron_aqaa.data.chat_parser import ChatError
 from megatron_aqaa.data.finished import digest_of, finish, finished, stamp
 from megatron_aqaa.data.indexed import Documents
-from megatron_aqaa.tokenizer.corpus import BlockTokenizer
+from megatron_aqaa.tokenizer.corpus import Block, BlockTokenizer
 from megatron_aqaa.tokenizer.open import tokenizer_files
-from megatron_aqaa.tokenizer.workers import map_blocks
 from megatron_aqaa.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class _NamedBlocks(BlockTokenizer):
-    """Blocks whose files are named by what they are made of, so that none is ever taken for another's.
-
-    Attributes:
-        names: first line of a block → name of its file.
-    """
-
-    names: dict[int, str] = field(default_factory=dict)
-
-    def path(self, block: range) -> Path:
-        """File of a block."""
-        return self.directory / f"{self.names[block.start]}.npz"
 
 
 class ChatAudio:
@@ -55,11 +39,14 @@ class ChatAudio:
     ) -> None:
         self.paths, self.vocabulary = paths, Vocabulary.load(tokenizer / "vocabulary.yaml")
         self.prefix = output / "audio" / "audio"
-        audio, directory = [str(path) for path in paths], output / "audio" / "blocks"
-        plain = BlockTokenizer(tokenizer, audio, directory, files_per_block, batch_size)
+        self.tokenizer, self.directory = BlockTokenizer(tokenizer, batch_size), output / "audio" / "blocks"
         parts = [stamp(path) for path in tokenizer_files(tokenizer)] if paths else []
-        names = {lines.start: _name([parts, batch_size, [stamp(paths[i]) for i in lines]]) for lines in plain.blocks()}
-        self.blocks = _NamedBlocks(tokenizer, audio, directory, files_per_block, batch_size, names=names)
+        chosen = (paths[start : start + files_per_block] for start in range(0, len(paths), files_per_block))
+        self.blocks = [self._block(some, [parts, batch_size, [stamp(path) for path in some]]) for some in chosen]
+
+    def _block(self, paths: Sequence[Path], made_of: object) -> Block:
+        name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:24]
+        return Block(self.directory / f"{name}.npz", tuple(map(str, paths)))
 
     def tokenize(
         self, shard: int, num_shards: int, num_workers: int, on_progress: Callable[[int], object] = lambda done: None
@@ -72,24 +59,19 @@ class ChatAudio:
             num_workers: processes; 0 works in the calling one.
             on_progress: called with the number of this shard's files done so far, first at the start.
         """
-        mine = self.blocks.blocks()[shard::num_shards]
-        missing = [block for block in mine if not self.blocks.path(block).exists()]
-        done = sum(map(len, mine)) - sum(map(len, missing))
-        self.blocks.directory.mkdir(parents=True, exist_ok=True)
-        on_progress(done)
-        for count in map_blocks(self.blocks.make, missing, num_workers):
-            done += count
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for done in self.tokenizer.run(self.blocks[shard::num_shards], num_workers):
             on_progress(done)
 
     def num_files(self, shard: int, num_shards: int) -> int:
         """Files of a shard."""
-        return sum(map(len, self.blocks.blocks()[shard::num_shards]))
+        return sum(map(len, self.blocks[shard::num_shards]))
 
     def open(self) -> AudioTokens:
         """Join the blocks, all of which must be there, unless that was done."""
         if not self.paths:
             return AudioTokens({}, None, {})
-        digest = digest_of(self.blocks.names)
+        digest = digest_of([block.path.name for block in self.blocks])
         record = finished(self.prefix, digest)
         if record is None:
             rejects = join_blocks(self.blocks, self.prefix, self.vocabulary)
@@ -120,7 +102,3 @@ class AudioTokens:
             raise ChatError("unreadable audio", self.rejects[line])
         assert self.documents is not None
         return self.documents[line].token_ids
-
-
-def _name(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_aqaa.data.indexed import Documents
-from megatron_aqaa.ops.index import Codes, deinterleave_codes
+from megatron_aqaa.ops.index import deinterleave_codes
 from megatron_aqaa.tokenizer import linguistic, semantic
-from megatron_aqaa.tokenizer.codebook import codebook_use, majority_phones, phone_accuracy
+from megatron_aqaa.tokenizer.codebook import use_of_counts
 from megatron_aqaa.tokenizer.feature_extraction import SILENCE, frame_labels, unstressed
 from megatron_aqaa.tokenizer.features import FRAMES_PER_GROUP
 from megatron_aqaa.vocabulary import GROUP_DURATION_S, GROUP_SIZE, Vocabulary
@@ -23,7 +24,7 @@ FRAMES_PER_CODE = {"linguistic": linguistic.FRAMES_PER_CODE, "semantic": semanti
 
 
 def token_report(prefix: Path, manifest: Path, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Counts of a tokenized manifest.
+    """Counts of a tokenized manifest, in memory that does not grow with it.
 
     Args:
         prefix: of the tokens, sequence i for line i of the manifest.
@@ -34,49 +35,68 @@ def token_report(prefix: Path, manifest: Path, vocabulary: Vocabulary) -> dict[s
     Returns:
         `hours`, `num_tokens`, and for `linguistic` and `semantic` size, used, perplexity, counts, phone_accuracy.
     """
-    records = [json.loads(line) for line in manifest.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
-    codes = _codes(prefix, vocabulary)
-    num_groups = sum(len(c.semantic) for c in codes) // 3
-    hours = num_groups * GROUP_DURATION_S / 3600
-    report: dict[str, Any] = {"hours": hours, "num_tokens": num_groups * GROUP_SIZE}
-    phones = _phones(records, codes)
-    splits = np.array([record.get("split", TRAINED) for record in records])
+    phones = _phone_index(manifest)
     sizes = {"linguistic": vocabulary.linguistic_size, "semantic": vocabulary.semantic_size}
-    for name, size in sizes.items():
-        streams = [getattr(c, name) for c in codes]
-        report[name] = asdict(codebook_use(np.concatenate(streams), size))
-        if phones and TRAINED in splits:
-            step = FRAMES_PER_CODE[name]
-            middles = [p[step // 2 :: step] for p in phones]
-            report[name]["phone_accuracy"] = _accuracy_by_split(streams, middles, splits, size)
-    return report
-
-
-def _codes(prefix: Path, vocabulary: Vocabulary) -> list[Codes]:
-    """Codes of every line; none for a rejected one."""
-    documents = Documents(prefix)
+    counts = {name: _Counts(size, FRAMES_PER_CODE[name], phones) for name, size in sizes.items()}
     starts = {"linguistic_start": vocabulary.linguistic_start, "semantic_start": vocabulary.semantic_start}
-    audio = (documents[i].token_ids for i in range(len(documents)))
-    return [deinterleave_codes(ids[vocabulary.is_audio(ids)], **starts) for ids in audio]
+    num_groups, documents = 0, Documents(prefix)
+    for number, record in enumerate(_records(manifest)):
+        token_ids = documents[number].token_ids
+        codes = deinterleave_codes(token_ids[vocabulary.is_audio(token_ids)], **starts)
+        num_frames = len(codes.semantic) // 3 * FRAMES_PER_GROUP
+        num_groups += len(codes.semantic) // 3
+        spoken = frame_labels(record["phones"], phones, num_frames) if phones else None
+        for name, count in counts.items():
+            count.add(getattr(codes, name), spoken, record.get("split", TRAINED))
+    report: dict[str, Any] = {
+        "hours": num_groups * GROUP_DURATION_S / 3600,
+        "num_tokens": num_groups * GROUP_SIZE,
+        "recordings": len(documents),
+    }
+    return report | {name: count.result() for name, count in counts.items()}
 
 
-def _phones(records: list[dict[str, Any]], codes: list[Codes]) -> list[NDArray[np.uint8]]:
-    """Phone index of each 10 ms of every line; empty if any line names none."""
-    if not all("phones" in record for record in records):
-        return []
-    names = sorted({unstressed(name) for record in records for _, name in record["phones"]} - {SILENCE})
-    index = {name: i for i, name in enumerate([SILENCE, *names])}
-    frames = [len(c.semantic) // 3 * FRAMES_PER_GROUP for c in codes]
-    return [frame_labels(r["phones"], index, f) for r, f in zip(records, frames, strict=True)]
+class _Counts:
+    """How often each code of a codebook occurs, and, by split, with which phone at its middle."""
+
+    def __init__(self, size: int, frames_per_code: int, phones: dict[str, int]) -> None:
+        self.total = np.zeros(size, np.int64)
+        self.frames_per_code, self.num_phones = frames_per_code, len(phones)
+        self.by_split: dict[str, NDArray[np.int64]] = {}
+
+    def add(self, codes: NDArray[np.int64], phones: NDArray[np.uint8] | None, split: str) -> None:
+        """Codes [N] of a recording, and the phone of each of its frames of 10 ms."""
+        self.total += np.bincount(codes, minlength=len(self.total))
+        if phones is None:
+            return
+        table = self.by_split.setdefault(split, np.zeros((len(self.total), self.num_phones), np.int64))
+        np.add.at(table, (codes, phones[self.frames_per_code // 2 :: self.frames_per_code]), 1)
+
+    def result(self) -> dict[str, Any]:
+        """Use, and `phone_accuracy` where phones are known."""
+        result = asdict(use_of_counts(self.total))
+        if TRAINED in self.by_split:
+            trained = self.by_split[TRAINED]
+            majority, known = trained.argmax(1), trained.any(1)
+            every = np.arange(len(trained))
+            accuracy = {
+                split: float(table[every, majority][known].sum() / max(1, table.sum()))
+                for split, table in sorted(self.by_split.items())
+            }
+            result["phone_accuracy"] = accuracy
+        return result
 
 
-def _accuracy_by_split(
-    streams: list[NDArray[np.int64]], phones: list[NDArray[np.uint8]], splits: NDArray[np.str_], size: int
-) -> dict[str, float]:
-    """Accuracy of the training split's majority phones in every split."""
+def _records(manifest: Path) -> Iterator[dict[str, Any]]:
+    with manifest.open(encoding="utf-8", errors="surrogateescape") as lines:
+        yield from map(json.loads, lines)
 
-    def joined(parts: list[Any], split: str) -> NDArray[np.int64]:
-        return np.concatenate([part for part, of in zip(parts, splits, strict=True) if of == split]).astype(np.int64)
 
-    majority = majority_phones(joined(streams, TRAINED), joined(phones, TRAINED), size)
-    return {s: phone_accuracy(joined(streams, s), joined(phones, s), majority) for s in np.unique(splits).tolist()}
+def _phone_index(manifest: Path) -> dict[str, int]:
+    """Index of every phone; empty if any line names none."""
+    names: set[str] = set()
+    for record in _records(manifest):
+        if "phones" not in record:
+            return {}
+        names.update(unstressed(name) for _, name in record["phones"])
+    return {name: number for number, name in enumerate([SILENCE, *sorted(names - {SILENCE})])}

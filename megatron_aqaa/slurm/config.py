@@ -9,7 +9,7 @@ from pathlib import Path
 
 TRAINING = ("tools/train.py", "tools/train_dpo.py")
 """Commands that run as many processes; all others work in one."""
-SHARDED = ("tools/prepare_chat.py",)
+SHARDED = ("tools/prepare_chat.py", "tools/tokenize_audio.py")
 """Commands that take `shard=` and `num_shards=`, for the tasks of a job array."""
 
 

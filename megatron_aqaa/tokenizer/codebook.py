@@ -29,9 +29,14 @@ class CodebookUse:
 
 def codebook_use(codes: Codes, size: int) -> CodebookUse:
     """Counts of `codes` [N] in a codebook of `size`."""
-    counts = np.bincount(codes, minlength=size)
+    return use_of_counts(np.bincount(codes, minlength=size))
+
+
+def use_of_counts(counts: npt.NDArray[np.integer]) -> CodebookUse:
+    """Use of a codebook whose codes occur `counts` [size] times."""
     share = counts[counts > 0] / max(1, counts.sum())
-    return CodebookUse(size, int((counts > 0).sum()), float(np.exp(-(share * np.log(share)).sum())), counts.tolist())
+    used, perplexity = int((counts > 0).sum()), float(np.exp(-(share * np.log(share)).sum()))
+    return CodebookUse(len(counts), used, perplexity, counts.tolist())
 
 
 def majority_phones(codes: Codes, phones: Codes, size: int) -> npt.NDArray[np.int64]:
