@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 FROM_ARRAY = "array"
 _TASK = "SLURM_ARRAY_TASK_"
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Every `count`-th piece of the work from piece `index` on."""
 
     index: int
