@@ -1,0 +1,1 @@
+"""The full-size vocoder of the CosyVoice-1 family, with the parameter names of its released checkpoints."""
