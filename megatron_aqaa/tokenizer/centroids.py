@@ -1,4 +1,4 @@
-"""File of the linguistic codebook: k-means centroids in the layout of the released `linguistic_tokenizer.npy`."""
+"""Centroids of a codebook: the nearest one, and their file in the layout of the released `linguistic_tokenizer.npy`."""
 
 from __future__ import annotations
 
@@ -33,3 +33,11 @@ def load_centroids(path: Path) -> torch.Tensor:
     if centroids.ndim != 2:
         raise ValueError(f"{path}: holds an array of shape {centroids.shape}; expected centroids [codes, channels]")
     return torch.from_numpy(centroids).float()
+
+
+def nearest_centroid(hidden: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest centroid by Euclidean distance: [..., D], [K, D] → [...] int64."""
+    flat = hidden.flatten(0, -2).float()
+    with torch.autocast(hidden.device.type, enabled=False):  # in bf16 a neighbour would often win
+        scores = flat @ centroids.T - 0.5 * centroids.square().sum(-1)  # the larger, the nearer
+    return scores.argmax(-1).view(hidden.shape[:-1])

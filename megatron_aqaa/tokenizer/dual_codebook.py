@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from megatron_aqaa.network_file import load_network
 from megatron_aqaa.ops.index import Codes
-from megatron_aqaa.tokenizer.centroids import MADE_BY, load_centroids
+from megatron_aqaa.tokenizer.centroids import MADE_BY, load_centroids, nearest_centroid
 from megatron_aqaa.tokenizer.features import (
     FRAMES_PER_GROUP,
     PITCH_REFERENCE_HZ,
@@ -27,7 +27,7 @@ from megatron_aqaa.tokenizer.features import (
     FilterBank,
     prepare_waveform,
 )
-from megatron_aqaa.tokenizer.linguistic import LinguisticConfig, LinguisticEncoder, nearest_centroid
+from megatron_aqaa.tokenizer.linguistic import LinguisticConfig, LinguisticEncoder
 from megatron_aqaa.tokenizer.semantic import FRAMES_PER_CODE, SemanticConfig, SemanticEncoder
 from megatron_aqaa.tokenizer.speech import PIECE_SAMPLES, CodeVectors, SpeechTokenizer
 from megatron_aqaa.vocabulary import Vocabulary

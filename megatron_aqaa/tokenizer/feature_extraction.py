@@ -13,20 +13,20 @@ import numpy as np
 import torch
 
 from megatron_aqaa.audio.io import load_waveform
-from megatron_aqaa.tokenizer.feature_store import FeatureStore, Utterance
+from megatron_aqaa.tokenizer.feature_store import FRONT_END, NO_PHONE, FeatureStore, Utterance
 from megatron_aqaa.tokenizer.features import (
-    FILTER_BANK,
     FRAMES_PER_GROUP,
     SAMPLE_RATE_HZ,
-    FilterBank,
+    SAMPLES_PER_GROUP,
     pitch_octaves,
     prepare_waveform,
 )
+from megatron_aqaa.tokenizer.front_ends import FRONT_ENDS, FrontEndKind
 from megatron_aqaa.tokenizer.workers import map_blocks
 from megatron_aqaa.whole_file import write_whole
 
 SILENCE = "_"
-HOP_LENGTH = FILTER_BANK.hop_length
+HOP_LENGTH = SAMPLES_PER_GROUP // FRAMES_PER_GROUP
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,19 @@ class FeatureConfig:
     """What to compute features of.
 
     Attributes:
-        manifest: `manifest.jsonl`; each line has `audio`, `duration_s`, `split` and `phones` (start in seconds, name).
+        manifest: `manifest.jsonl`; each line has `audio`, `duration_s`, `split` and `text`; `phones`, a list of (start
+            in seconds, name), may be left out on all lines.
         output: receives the arrays.
         num_workers: processes; 0 works in the calling process.
         utterances_per_block: unit of work.
+        front_end: what the encoder will hear: `filter_bank` for convnext, `kaldi` for sanm, `whisper` for whisper.
     """
 
     manifest: Path
     output: Path
     num_workers: int = 2
     utterances_per_block: int = 100
+    front_end: FrontEndKind = "filter_bank"
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,27 @@ def _read_corpus(manifest: Path) -> _Corpus:
 @lru_cache(1)  # a worker process reads it once, not with every block
 def _parse_corpus(manifest: Path, _version: int) -> _Corpus:
     records = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    lengths = [num_groups(record["duration_s"]) * FRAMES_PER_GROUP for record in records]
+    return _Corpus(manifest.parent, records, _phone_names(records, manifest), np.cumsum([0, *lengths]).tolist())
+
+
+def _phone_names(records: list[dict[str, Any]], manifest: Path) -> list[str]:
+    """Silence, then the others in order; none if no record has phones."""
+    without = [number for number, record in enumerate(records, start=1) if not record.get("phones")]
+    if len(without) == len(records):
+        return []
+    if without:
+        raise ValueError(f"{manifest}:{without[0]}: no phones, but other lines have them; give them to all or to none")
     names = {unstressed(name) for record in records for _, name in record["phones"]}
     phones = [SILENCE, *sorted(names - {SILENCE})]
-    if len(phones) > 256:
-        raise ValueError(f"{manifest}: {len(phones)} different phones; at most 256 can be stored")
-    lengths = [round(record["duration_s"] * SAMPLE_RATE_HZ) // HOP_LENGTH for record in records]
-    return _Corpus(manifest.parent, records, phones, np.cumsum([0, *lengths]).tolist())
+    if len(phones) > NO_PHONE:
+        raise ValueError(f"{manifest}: {len(phones)} different phones; at most {NO_PHONE} can be stored")
+    return phones
+
+
+def num_groups(duration_s: float) -> int:
+    """Whole groups of 120 ms that a prepared recording has."""
+    return -(-round(duration_s * SAMPLE_RATE_HZ) // SAMPLES_PER_GROUP)
 
 
 def write_features(config: FeatureConfig, on_progress: Callable[[int], object] = lambda done: None) -> FeatureStore:
@@ -85,7 +103,7 @@ def write_features(config: FeatureConfig, on_progress: Callable[[int], object] =
     """
     corpus = _read_corpus(config.manifest)
     config.output.mkdir(parents=True, exist_ok=True)
-    missing = np.flatnonzero(_open_arrays(config.output, corpus) == 0).tolist()
+    missing = np.flatnonzero(_open_arrays(config.output, corpus, config.front_end) == 0).tolist()
     size, total = config.utterances_per_block, len(corpus.records)
     blocks = [missing[i : i + size] for i in range(0, len(missing), size)]
     done = total - len(missing)
@@ -97,35 +115,41 @@ def write_features(config: FeatureConfig, on_progress: Callable[[int], object] =
     return FeatureStore(config.output)
 
 
-def _open_arrays(directory: Path, corpus: _Corpus) -> np.ndarray:
+def _open_arrays(directory: Path, corpus: _Corpus, front_end: FrontEndKind) -> np.ndarray:
     """Create the arrays unless they are there already; returns the `done` flags."""
     num_frames, total = corpus.offsets[-1], len(corpus.records)
+    num_mels = FRONT_ENDS[front_end].num_mels
     shapes = {
-        "fbank": ((num_frames, FILTER_BANK.num_mels), np.float16),
+        "fbank": ((num_frames, num_mels), np.float16),
         "phones": ((num_frames,), np.uint8),
         "pitch": ((num_frames // 2,), np.float16),
         "done": ((total,), np.uint8),
     }
     if not (directory / "done.npy").exists():
+        write_whole(directory / FRONT_END, front_end)
         for name, (shape, dtype) in shapes.items():
             np.lib.format.open_memmap(directory / f"{name}.npy", "w+", dtype, shape).flush()
     found = {name: np.load(directory / f"{name}.npy", mmap_mode="r").shape for name in shapes}
-    if found != {name: shape for name, (shape, _) in shapes.items()}:
-        raise ValueError(f"{directory}: holds features of another manifest; delete the directory or name another")
+    sizes = {name: shape for name, (shape, _) in shapes.items()}
+    if found != sizes or (directory / FRONT_END).read_text() != front_end:
+        raise ValueError(
+            f"{directory}: holds features of another manifest or front end; delete the directory or name another"
+        )
     return np.load(directory / "done.npy", mmap_mode="r")
 
 
 def _write_block(config: FeatureConfig, block: list[int]) -> int:
     torch.set_num_threads(1)
     corpus, directory = _read_corpus(config.manifest), config.output
-    filter_bank = FilterBank()
+    front_end = FRONT_ENDS[config.front_end]()
     phone_index = {name: i for i, name in enumerate(corpus.phones)}
     fbank, phones, pitch = (np.load(directory / f"{name}.npy", mmap_mode="r+") for name in Utterance._fields)
     for i in block:
         start, stop = corpus.offsets[i : i + 2]
         waveform = _waveform(corpus.root / corpus.records[i]["audio"], stop - start)
-        fbank[start:stop] = filter_bank(waveform).numpy()
-        phones[start:stop] = frame_labels(corpus.records[i]["phones"], phone_index, stop - start)
+        fbank[start:stop] = front_end(waveform).numpy()
+        labels = corpus.records[i].get("phones")
+        phones[start:stop] = frame_labels(labels, phone_index, stop - start) if labels else NO_PHONE
         pitch[start // 2 : stop // 2] = pitch_octaves(waveform).numpy()
     np.load(directory / "done.npy", mmap_mode="r+")[block] = 1  # last, so that a killed block is done again
     return len(block)
@@ -133,10 +157,10 @@ def _write_block(config: FeatureConfig, block: list[int]) -> int:
 
 def _waveform(path: Path, num_frames: int) -> torch.Tensor:
     waveform = prepare_waveform(load_waveform(path, SAMPLE_RATE_HZ))
-    if len(waveform) != num_frames * HOP_LENGTH or num_frames % FRAMES_PER_GROUP:
+    if len(waveform) != num_frames * HOP_LENGTH:
         raise ValueError(
-            f"{path}: {len(waveform)} samples, the manifest says {num_frames * HOP_LENGTH}; they must agree and be "
-            f"whole groups of {FRAMES_PER_GROUP * HOP_LENGTH}: make the speech again"
+            f"{path}: {len(waveform) // SAMPLES_PER_GROUP} groups of 120 ms, by the manifest's duration_s "
+            f"{num_frames // FRAMES_PER_GROUP}; correct it there"
         )
     return waveform
 
@@ -159,6 +183,7 @@ def _write_index(directory: Path, corpus: _Corpus) -> None:
     sample = np.asarray(fbank[:: max(1, len(fbank) // 200_000)], dtype=np.float32)
     index = {
         "phones": corpus.phones,
+        "texts": [record.get("text", "") for record in corpus.records],
         "offsets": corpus.offsets,
         "splits": [record["split"] for record in corpus.records],
         "mean": sample.mean(0).tolist(),

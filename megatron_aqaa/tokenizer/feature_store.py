@@ -2,11 +2,12 @@
 
 A directory holds flat arrays, utterance after utterance, and an index::
 
-    fbank.npy   float16 [T, 80]  log-mel energies, 100 Hz
-    phones.npy  uint8   [T]      phone index of each 10 ms
+    fbank.npy   float16 [T, M]   log-mel features of one front end, 100 Hz
+    phones.npy  uint8   [T]      phone index of each 10 ms; 255 where the manifest has no phones
     pitch.npy   float16 [T / 2]  octaves over 150 Hz, 50 Hz; NaN where unvoiced
     done.npy    uint8   [U]      1 for utterances that are written (an interrupted run goes on from there)
-    index.json  phones, offsets [U + 1], splits [U], mean [80], deviation [80]; written last
+    front_end   name of the front end
+    index.json  phones, texts [U], offsets [U + 1], splits [U], mean [M], deviation [M]; written last
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+
+from megatron_aqaa.tokenizer.front_ends import FrontEndKind
+
+NO_PHONE = 255
+FRONT_END = "front_end"  # its file
 
 
 class Utterance(NamedTuple):
     """Features of one utterance.
 
     Attributes:
-        fbank: [F, M] float16 log-mel energies.
-        phones: [F] uint8 phone indices.
+        fbank: [F, M] float16 log-mel features.
+        phones: [F] uint8 phone indices, or `NO_PHONE`.
         pitch: [F / 2] float16 octaves over 150 Hz, NaN where unvoiced.
     """
 
@@ -59,8 +65,19 @@ class FeatureStore:
 
     @property
     def phones(self) -> list[str]:
-        """Phone names by index; `"_"` is silence."""
+        """Phone names by index; the first, `"_"`, is silence. Empty where the manifest has no phones."""
         return self.index["phones"]
+
+    @property
+    def texts(self) -> list[str]:
+        """What is said in each utterance."""
+        return self.index["texts"]
+
+    @property
+    def front_end(self) -> FrontEndKind:
+        """What `fbank` was made by."""
+        assert self.index, "raises where the features are not finished"
+        return cast(FrontEndKind, (self.directory / FRONT_END).read_text())
 
     def __len__(self) -> int:
         return len(self.lengths)

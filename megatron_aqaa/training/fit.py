@@ -7,10 +7,10 @@ several processes do what one does.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -21,6 +21,14 @@ from megatron_aqaa.training.stop import StopRequest
 
 LossFunction = Callable[[Any, Any], Mapping[str, torch.Tensor]]
 """(model, batch) → losses by name; "loss" is minimised, the others are logged."""
+
+
+@runtime_checkable
+class MovedByStep(Protocol):
+    """A part of a network that no gradient moves, such as a codebook of running means."""
+
+    def after_step(self, sum_: Callable[[Sequence[torch.Tensor]], None]) -> None:
+        """Called once a step, after all its batches; `sum_` puts the sum over the processes in place of tensors."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,9 @@ def _train_step(
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.clip_grad)
     state.guard.check(state.step, values["loss"], float(norm), rate)
     state.optimizer.step()
+    for part in state.model.modules():
+        if isinstance(part, MovedByStep):
+            part.after_step(replicas.sum_)
     state.step += 1
     if config.ema_decay:
         state.update_average()

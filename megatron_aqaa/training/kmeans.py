@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_aqaa import platform
-from megatron_aqaa.tokenizer.linguistic import nearest_centroid
+from megatron_aqaa.tokenizer.centroids import nearest_centroid
 
 
 @dataclass(frozen=True)

@@ -1,112 +1,145 @@
-"""How good a speech tokenizer is on held-out voices: phone error, what its codes say, pitch from codes."""
+"""How good a speech tokenizer is on held-out voices: unit error, what its codes say, pitch from codes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from typing import NamedTuple
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from megatron_aqaa.tokenizer.codebook import codebook_use, majority_phones, phone_accuracy
+from megatron_aqaa.tokenizer.centroids import nearest_centroid
 from megatron_aqaa.tokenizer.feature_store import FeatureStore
+from megatron_aqaa.tokenizer.layers import valid_frames
 from megatron_aqaa.tokenizer.linguistic import FRAMES_PER_CODE as FRAMES_PER_LINGUISTIC
-from megatron_aqaa.tokenizer.linguistic import LinguisticEncoder, nearest_centroid
+from megatron_aqaa.tokenizer.linguistic import LinguisticEncoder
 from megatron_aqaa.tokenizer.semantic import FRAMES_PER_CODE as FRAMES_PER_SEMANTIC
 from megatron_aqaa.tokenizer.semantic import SemanticEncoder
+from megatron_aqaa.training.codebook_report import CodebookReport, CodeCounts
+from megatron_aqaa.training.supervision import Supervision
 from megatron_aqaa.training.tokenizer_steps import SpeechBatch, evaluation_batches
 
 Scores = dict[str, float]
 
 
-@torch.inference_mode()
-def linguistic_scores(
-    model: LinguisticEncoder, centroids: torch.Tensor, store: FeatureStore, trained: list[int], held_out: list[int]
-) -> Scores:
-    """Scores of an encoder and its centroids; `phone_error_of_codes` is through the codebook, `phone_error` before it.
+class Scored(NamedTuple):
+    """Scores by name, and the codebook in detail."""
 
-    Args:
-        model: in evaluation mode.
-        centroids: [K, D].
+    scores: Scores
+    report: CodebookReport
+
+
+class ScoredSpeech(NamedTuple):
+    """What is scored.
+
+    Attributes:
         store: features of both sets.
+        supervision: what the encoder was trained to recognise.
         trained: utterances that decide which phone a code stands for, and count its use.
         held_out: utterances that are judged.
     """
-    errors, quantized = PhoneErrors(model.phones), PhoneErrors(model.phones)
-    codes = CodePhones(len(centroids), FRAMES_PER_LINGUISTIC)
-    for utterances, judged in ((trained, False), (held_out, True)):
-        for batch in evaluation_batches(store, utterances):
-            hidden = model(batch.fbank, batch.lengths)
-            nearest = nearest_centroid(hidden, centroids)
-            codes.add(nearest, batch, judged)
-            if judged:
-                errors.add(model.phone_logits(hidden).argmax(-1), batch)
-                quantized.add(model.phone_logits(centroids[nearest]).argmax(-1), batch)
-    return {"phone_error": errors.rate, "phone_error_of_codes": quantized.rate, **codes.scores()}
+
+    store: FeatureStore
+    supervision: Supervision
+    trained: Sequence[int]
+    held_out: Sequence[int]
+
+    def batches(self, utterances: Sequence[int]) -> list[SpeechBatch]:
+        """All of one set."""
+        return list(evaluation_batches(self.store, self.supervision, utterances))
 
 
 @torch.inference_mode()
-def semantic_scores(model: SemanticEncoder, store: FeatureStore, trained: list[int], held_out: list[int]) -> Scores:
-    """Scores of a semantic encoder; `pitch_error_semitones` is the mean over voiced frames. See `linguistic_scores`."""
-    errors, codes = PhoneErrors(model.phones), CodePhones(len(model.quantizer), FRAMES_PER_SEMANTIC)
-    semitones: list[torch.Tensor] = []
-    for utterances, judged in ((trained, False), (held_out, True)):
-        for batch in evaluation_batches(store, utterances):
+def linguistic_scores(model: LinguisticEncoder, centroids: Tensor, speech: ScoredSpeech) -> Scored:
+    """Scores of an encoder and its centroids [K, D]; `…_error_of_codes` is through the codebook, `…_error` before it.
+
+    `distortion` is the squared distance of a held-out state to its centroid, as a share of the states' variance.
+    """
+    errors, quantized = UnitErrors(speech.supervision), UnitErrors(speech.supervision)
+    codes, spread = CodeCounts(len(centroids), FRAMES_PER_LINGUISTIC, speech.store.phones), _Spread()
+    for utterances, judged in ((speech.trained, False), (speech.held_out, True)):
+        for batch in speech.batches(utterances):
+            hidden = model(batch.fbank, batch.lengths)
+            nearest = nearest_centroid(hidden, centroids)
+            inside = valid_frames(batch.lengths // FRAMES_PER_LINGUISTIC, hidden.shape[1])
+            codes.add(nearest, inside, batch.phones, judged)
+            if judged:
+                errors.add(model.unit_logits(hidden).argmax(-1), batch)
+                quantized.add(model.unit_logits(centroids[nearest]).argmax(-1), batch)
+                spread.add(hidden[inside], centroids[nearest][inside])
+    name, report = speech.supervision.error_name, codes.report()
+    scores = {name: errors.rate, f"{name}_of_codes": quantized.rate, "distortion": spread.distortion}
+    return Scored(scores | report.scores(), report)
+
+
+@torch.inference_mode()
+def semantic_scores(model: SemanticEncoder, speech: ScoredSpeech) -> Scored:
+    """Scores of a semantic encoder, all of what its codes alone say.
+
+    `mel_error` is the mean difference of its mel head to the normalised features, `pitch_error_semitones` the mean over
+    voiced frames.
+    """
+    errors = UnitErrors(speech.supervision)
+    codes = CodeCounts(len(model.quantizer), FRAMES_PER_SEMANTIC, speech.store.phones)
+    semitones: list[Tensor] = []
+    mel_errors: list[Tensor] = []
+    for utterances, judged in ((speech.trained, False), (speech.held_out, True)):
+        for batch in speech.batches(utterances):
             batch_codes = model.codes(batch.fbank, batch.lengths)
-            codes.add(batch_codes, batch, judged)
+            inside = valid_frames(batch.lengths // FRAMES_PER_SEMANTIC, batch_codes.shape[1])
+            codes.add(batch_codes, inside, batch.phones, judged)
             if judged:
                 said = model.predict(model.quantizer.embed(batch_codes), batch.lengths)
-                errors.add(said.phone_logits.argmax(-1), batch)
-                semitones.append(12 * (said.pitch - batch.pitch)[batch.pitch.isfinite()].abs())
-    pitch_error = float(torch.cat(semitones).mean())
-    return {"phone_error": errors.rate, "pitch_error_semitones": pitch_error, **codes.scores()}
+                errors.add(said.unit_logits.argmax(-1), batch)
+                voiced, frames = batch.pitch.isfinite(), valid_frames(batch.lengths, batch.fbank.shape[1])
+                semitones.append(12 * (said.pitch - batch.pitch)[voiced].abs())
+                mel_errors.append((said.mel - model.feature_norm(batch.fbank, frames))[frames].abs().mean(-1))
+    report = codes.report()
+    scores = {
+        speech.supervision.error_name: errors.rate,
+        "pitch_error_semitones": float(torch.cat(semitones).mean()),
+        "mel_error": float(torch.cat(mel_errors).mean()),
+    }
+    return Scored(scores | report.scores(), report)
 
 
-class PhoneErrors:
-    """Edit distance between spoken and recognised phone sequences, over the number of spoken phones."""
+class UnitErrors:
+    """Edit distance between spoken and recognised sequences of units, over the number of spoken units."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        # espeak's pauses; a recogniser is not judged by them
-        self.silent = {i for i, name in enumerate(names) if name.startswith("_") or name == ";"}
+    def __init__(self, supervision: Supervision) -> None:
+        self.supervision = supervision
         self.errors = self.total = 0
 
-    def add(self, recognised: torch.Tensor, batch: SpeechBatch) -> None:
-        """Count a batch: [B, F] phone indices of 10 ms."""
-        for heard, spoken, length in zip(recognised, batch.phones, batch.lengths.tolist(), strict=True):
-            reference = self.sequence(spoken[:length].tolist())
-            self.errors += edit_distance(self.sequence(heard[:length].tolist()), reference)
-            self.total += len(reference)
-
-    def sequence(self, frames: Sequence[int]) -> list[int]:
-        """Phones of a frame sequence: runs of at least 20 ms, without silence, neighbours merged."""
-        runs = [phone for phone, run in groupby(frames) if phone not in self.silent and len(list(run)) >= 2]
-        return [phone for phone, _ in groupby(runs)]
+    def add(self, recognised: Tensor, batch: SpeechBatch) -> None:
+        """Count a batch: [B, F] unit indices of 10 ms."""
+        rows = zip(recognised, batch.lengths.tolist(), batch.targets, batch.num_targets.tolist(), strict=True)
+        for frames, length, targets, count in rows:
+            heard, spoken = self.supervision.heard(frames[:length].tolist()), targets[:count].tolist()
+            self.errors += edit_distance(heard, spoken)
+            self.total += len(spoken)
 
     @property
     def rate(self) -> float:
-        """Errors per spoken phone."""
+        """Errors per spoken unit."""
         return self.errors / max(1, self.total)
 
 
-class CodePhones:
-    """Which phone each code stands for in one set of utterances, and how often that is right in another."""
+class _Spread:
+    """Sums for the share of the states' variance that centroids leave."""
 
-    def __init__(self, size: int, frames_per_code: int) -> None:
-        self.size, self.frames_per_code = size, frames_per_code
-        self.pairs: dict[bool, list[np.ndarray]] = {False: [], True: []}
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares, self.distances = 0, torch.zeros(()), 0.0, 0.0
 
-    def add(self, codes: torch.Tensor, batch: SpeechBatch, judged: bool) -> None:
-        """Note codes [B, F / n] and the phone in the middle of each."""
-        middle = batch.phones[:, self.frames_per_code // 2 :: self.frames_per_code]
-        inside = middle >= 0
-        self.pairs[judged].append(torch.stack([codes[inside], middle[inside]]).numpy())
+    def add(self, states: Tensor, nearest: Tensor) -> None:
+        self.count += len(states)
+        self.sum = self.sum + states.double().sum(0)
+        self.squares += float(states.double().square().sum())
+        self.distances += float((states - nearest).double().square().sum())
 
-    def scores(self) -> Scores:
-        """Codes used and perplexity in the first set, phone accuracy of the codes in the judged one."""
-        (codes, phones), judged = (np.concatenate(self.pairs[key], axis=1) for key in (False, True))
-        use = codebook_use(codes, self.size)
-        accuracy = phone_accuracy(judged[0], judged[1], majority_phones(codes, phones, self.size))
-        return {"codes_used": use.used, "perplexity": use.perplexity, "code_phone_accuracy": accuracy}
+    @property
+    def distortion(self) -> float:
+        variance = self.squares - float(self.sum.square().sum()) / max(1, self.count)
+        return self.distances / max(variance, 1e-12)
 
 
 def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:

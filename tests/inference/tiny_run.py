@@ -86,10 +86,11 @@ def _make_tokenizer(directory: Path) -> Vocabulary:
     vocabulary = TextTokenizer(directory / "text.model").vocabulary()
     vocabulary.save(directory / "vocabulary.yaml")
     phones = ["_", "a", "b"]
-    linguistic = LinguisticEncoder(LinguisticConfig(ENCODER, num_layers=1), phones)
-    save_network(linguistic, directory / "linguistic.pt", phones=phones)
+    linguistic = LinguisticEncoder(LinguisticConfig(encoder=ENCODER, num_layers=1), phones)
+    save_network(linguistic, directory / "linguistic.pt", units=phones)
     save_centroids(torch.randn(vocabulary.linguistic_size, ENCODER.width), directory / "linguistic_codebook.npy")
-    save_network(SemanticEncoder(SemanticConfig(ENCODER, 1, 1), phones), directory / "semantic.pt", phones=phones)
+    semantic = SemanticEncoder(SemanticConfig(encoder=ENCODER, num_layers=1), phones)
+    save_network(semantic, directory / "semantic.pt", units=phones)
     return vocabulary
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +75,7 @@ def test_features_of_another_manifest_are_not_mixed(tmp_path: Path) -> None:
 def test_audio_that_does_not_fit_the_manifest_is_named(tmp_path: Path) -> None:
     manifest = write_corpus(tmp_path / "speech", 2)
     soundfile.write(manifest.parent / "wav/1.wav", speech(9, 2)[0], 16000)
-    with pytest.raises(ValueError, match=r"wav/1.wav: 3840 samples, the manifest says 9600"):
+    with pytest.raises(ValueError, match=r"wav/1.wav: 2 groups of 120 ms, by the manifest's duration_s 5"):
         write_features(FeatureConfig(manifest, tmp_path / "features", 0))
 
 
@@ -87,3 +89,45 @@ def test_the_index_names_the_phones(tmp_path: Path) -> None:
     assert store.phones == ["_", "a", "i", "s"]
     assert json.loads((tmp_path / "features" / "index.json").read_text())["phones"] == store.phones
     assert set(np.unique(store[0].phones)) <= {0, 1, 2, 3}
+    assert store.texts[1] == "that makes four"
+
+
+def rewrite(manifest: Path, change: Callable[[int, dict], None]) -> None:
+    records = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for number, record in enumerate(records):
+        change(number, record)
+    manifest.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_recordings_of_any_length_are_filled_up_to_whole_groups(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "speech", 2)
+    samples = speech(9, 5)[0][: 4 * 1920 + 700]
+    soundfile.write(manifest.parent / "wav/1.wav", samples, 16000, subtype="FLOAT")
+
+    def change(number: int, record: dict) -> None:
+        if number == 1:
+            record["duration_s"] = len(samples) / 16000
+
+    rewrite(manifest, change)
+    store = write_features(FeatureConfig(manifest, tmp_path / "features", 0))
+    assert store.lengths.tolist() == [48, 60]
+
+
+def test_phones_are_given_to_all_or_to_none(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "speech", 3)
+    rewrite(manifest, lambda number, record: record.pop("phones") if number == 2 else None)
+    with pytest.raises(ValueError, match=r"manifest.jsonl:3: no phones, but other lines have them"):
+        write_features(FeatureConfig(manifest, tmp_path / "features", 0))
+    rewrite(manifest, lambda number, record: record.pop("phones", None))
+    store = write_features(FeatureConfig(manifest, tmp_path / "features", 0))
+    assert store.phones == [] and set(np.unique(store[0].phones)) == {255}
+
+
+@pytest.mark.parametrize(("kind", "num_mels"), [("kaldi", 80), ("whisper", 128)])
+def test_front_ends_of_the_released_tokenizer(tmp_path: Path, kind: str, num_mels: int) -> None:
+    manifest = write_corpus(tmp_path / "speech", 2)
+    config = FeatureConfig(manifest, tmp_path / "features", 0, front_end=kind)
+    store = write_features(config)
+    assert store.front_end == kind and store[1].fbank.shape == (60, num_mels)
+    with pytest.raises(ValueError, match="another manifest or front end"):
+        write_features(replace(config, front_end="filter_bank"))

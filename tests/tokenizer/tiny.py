@@ -50,10 +50,10 @@ def write_tokenizer(directory: Path) -> Path:
     """Write a complete tokenizer directory with random weights."""
     torch.manual_seed(0)
     write_text_model(directory)
-    linguistic = LinguisticEncoder(LinguisticConfig(ENCODER, num_layers=2), PHONES)
-    save_network(linguistic, directory / "linguistic.pt", phones=PHONES)
-    semantic = SemanticEncoder(SemanticConfig(ENCODER, 2, 1), PHONES)
-    save_network(semantic, directory / "semantic.pt", phones=PHONES)
+    linguistic = LinguisticEncoder(LinguisticConfig(encoder=ENCODER, num_layers=2), PHONES)
+    save_network(linguistic, directory / "linguistic.pt", units=PHONES)
+    semantic = SemanticEncoder(SemanticConfig(encoder=ENCODER, num_layers=2), PHONES)
+    save_network(semantic, directory / "semantic.pt", units=PHONES)
     save_centroids(torch.randn(1024, ENCODER.width), directory / "linguistic_codebook.npy")
     return directory
 

@@ -91,9 +91,9 @@ def test_a_finished_training_is_not_repeated(
 ) -> None:
     configs, _ = trained
     weights = configs["text"].parent / "tokenizer/semantic.pt"
-    before = DualCodebookTokenizer.load(weights.parent).semantic_encoder.first.product.weight.clone()
+    before = DualCodebookTokenizer.load(weights.parent).semantic_encoder.body.first.product.weight.clone()
     assert run(monkeypatch, "train_tokenizer.py", "semantic", configs["semantic"]) == 0
-    assert DualCodebookTokenizer.load(weights.parent).semantic_encoder.first.product.weight.equal(before)
+    assert DualCodebookTokenizer.load(weights.parent).semantic_encoder.body.first.product.weight.equal(before)
 
 
 def test_rejected_recordings_show_in_the_exit_code(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_aqaa.tokenizer.linguistic import nearest_centroid
+from megatron_aqaa.tokenizer.centroids import nearest_centroid
 from megatron_aqaa.training.kmeans import KMeansConfig, fit_kmeans, spread_points
 
 

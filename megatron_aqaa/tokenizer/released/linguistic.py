@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_aqaa.audio.kaldi_fbank import HOP_LENGTH, WINDOW_LENGTH, KaldiFilterBank, num_frames
-from megatron_aqaa.tokenizer.centroids import load_centroids
-from megatron_aqaa.tokenizer.linguistic import nearest_centroid
+from megatron_aqaa.tokenizer.centroids import load_centroids, nearest_centroid
 from megatron_aqaa.tokenizer.released.paraformer import (
     FRAMES_PER_CODE,
     STACKED_FRAMES,
