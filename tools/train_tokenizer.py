@@ -4,10 +4,13 @@ Examples:
     python tools/train_tokenizer.py text examples/tiny_cpu/text_tokenizer.yaml
     python tools/train_tokenizer.py linguistic examples/tiny_cpu/linguistic.yaml
     python tools/train_tokenizer.py semantic examples/tiny_cpu/semantic.yaml output=runs/mine/tokenizer fit.steps=500
+    torchrun --nproc-per-node 8 tools/train_tokenizer.py linguistic examples/tokenizer/linguistic.yaml fit.num_shares=8
+    python tools/train_tokenizer.py export examples/tokenizer/export.yaml
 
-All three write into one tokenizer directory and may run side by side. The speech encoders need the features that
+The first three write into one tokenizer directory and may run side by side. The speech encoders need the features that
 tools/extract_features.py makes, and print their scores on held-out voices. Run the same command again after an
-interruption: training continues at its last checkpoint, or once finished, is not repeated.
+interruption: training continues at its last checkpoint, or once finished, is not repeated. `export` writes the files of
+the released tokenizer, of encoders of the kinds sanm and whisper (docs/tokenizer_training.md).
 Exit codes: 0 done, 1 the training failed, 2 wrong settings or files, 130 interrupted.
 """
 
@@ -17,6 +20,7 @@ import argparse
 import sys
 
 from megatron_aqaa.config import load_config
+from megatron_aqaa.tokenizer.released.export import ExportConfig, export_tokenizer
 from megatron_aqaa.training.tokenizer_training import (
     LinguisticTrainingConfig,
     SemanticTrainingConfig,
@@ -30,13 +34,14 @@ PARTS = {
     "text": (TextTrainingConfig, train_text),
     "linguistic": (LinguisticTrainingConfig, train_linguistic),
     "semantic": (SemanticTrainingConfig, train_semantic),
+    "export": (ExportConfig, lambda config: {f"equal_{k}_codes": v for k, v in vars(export_tokenizer(config)).items()}),
 }
 
 
 def main() -> int:
     """Parse, load, train, print scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS, help="what to train")
+    parser.add_argument("part", choices=PARTS, help="what to train, or to export")
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", help="field=value, section.field=value")
     arguments = parser.parse_args()

@@ -56,7 +56,7 @@ class LinguisticEncoder(nn.Module):
         super().__init__()
         self.config, self.units = config, tuple(units)
         self.feature_norm = FeatureNorm(FRONT_ENDS[config.front_end].num_mels)
-        self.body = SanmBody(config.sanm) if config.kind == "sanm" else ConvnextBody(config)
+        self.body: SanmBody | ConvnextBody = SanmBody(config.sanm) if config.kind == "sanm" else ConvnextBody(config)
         self.unit_head = nn.Linear(self.body.width, FRAMES_PER_CODE * len(units))
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from megatron_aqaa.audio.io import normalize_peak
 from megatron_aqaa.ops.index import Codes
+from megatron_aqaa.tokenizer.centroids import load_centroids
 from megatron_aqaa.tokenizer.released.linguistic import ReleasedLinguistic
 from megatron_aqaa.tokenizer.released.semantic import CODEBOOK_SIZE, Provider, ReleasedSemantic
 from megatron_aqaa.tokenizer.speech import CodeVectors, SpeechTokenizer
@@ -18,6 +19,7 @@ from megatron_aqaa.vocabulary import LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP, V
 
 CENTROIDS = "linguistic_tokenizer.npy"
 GRAPH = "speech_tokenizer_v1.onnx"
+SEMANTIC_VECTORS = "semantic_vectors.npy"  # of our own exports: what the codes stand for inside the graph
 _SHORTEST = 960  # samples
 
 
@@ -44,17 +46,25 @@ class ReleasedTokenizer(SpeechTokenizer):
         vocabulary: layout of the merged ids.
         linguistic: 16.67 Hz.
         semantic: 25 Hz.
+        semantic_vectors: [4096, D] vectors of the semantic codes, where they are known.
     """
 
-    def __init__(self, vocabulary: Vocabulary, linguistic: ReleasedLinguistic, semantic: ReleasedSemantic) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        linguistic: ReleasedLinguistic,
+        semantic: ReleasedSemantic,
+        semantic_vectors: torch.Tensor | None = None,
+    ) -> None:
         super().__init__(vocabulary, (len(linguistic.centroids), CODEBOOK_SIZE))
-        self.linguistic, self.semantic = linguistic, semantic
+        self.linguistic, self.semantic, self.semantic_vectors = linguistic, semantic, semantic_vectors
 
     @classmethod
     def load(cls, directory: str | Path, provider: Provider = "auto") -> ReleasedTokenizer:
         """Read a folder as released: `linguistic_tokenizer.npy`, `speech_tokenizer_v1.onnx`, and Paraformer's below it.
 
-        A `vocabulary.yaml` beside them tells the ids; without one they are those of the released models.
+        A `vocabulary.yaml` beside them tells the ids; without one they are those of the released models. Exports of
+        tokenizers that were trained here also have `semantic_vectors.npy`.
 
         Raises:
             ValueError: a file is missing or damaged, or the parts do not fit each other.
@@ -65,6 +75,7 @@ class ReleasedTokenizer(SpeechTokenizer):
             Vocabulary.load(layout) if layout.exists() else Vocabulary(),
             ReleasedLinguistic.load(paraformer_folder(directory), directory / CENTROIDS),
             ReleasedSemantic(directory / GRAPH, provider),
+            load_centroids(vectors) if (vectors := directory / SEMANTIC_VECTORS).exists() else None,
         )
 
     def features(self, waveform: npt.ArrayLike | torch.Tensor) -> torch.Tensor:
@@ -102,11 +113,13 @@ class ReleasedTokenizer(SpeechTokenizer):
         raise ValueError("the released semantic tokenizer does not tell the pitch of its codes")
 
     def code_vectors(self) -> CodeVectors:
-        """Not known of the released semantic codes: they are inside the graph."""
-        raise ValueError(
-            "the vectors of the released semantic codes are inside its graph; leave training.code_vectors out, and "
-            "start the audio rows from the text rows"
-        )
+        """Not known of the published semantic codes: they are inside the graph."""
+        if self.semantic_vectors is None:
+            raise ValueError(
+                "the vectors of the released semantic codes are inside its graph; leave training.code_vectors out, and "
+                "start the audio rows from the text rows"
+            )
+        return CodeVectors(self.linguistic.centroids.clone(), self.semantic_vectors.clone())
 
 
 def _whole_groups(linguistic: torch.Tensor, semantic: torch.Tensor) -> Codes:

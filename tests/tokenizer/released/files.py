@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_aqaa.tokenizer.centroids import save_centroids
+from megatron_aqaa.tokenizer.released.export import export_graph
 from megatron_aqaa.tokenizer.released.paraformer import Normalization, Paraformer, save_paraformer
 from megatron_aqaa.tokenizer.released.tokenizer import CENTROIDS, GRAPH
 from megatron_aqaa.tokenizer.sanm import SanmConfig, SanmEncoder
@@ -45,10 +46,3 @@ def write_encoder_files(directory: Path, seed: int = 0) -> Path:
     save_paraformer(directory / FOLDER, Paraformer(SanmEncoder(SMALL), normalization))
     save_centroids(torch.randn(1024, SMALL.output_size), directory / CENTROIDS)
     return directory
-
-
-def export_graph(module: nn.Module, path: Path) -> None:
-    """Through torch's exporter, with any number of frames."""
-    inputs = (torch.randn(1, 128, 200), torch.tensor([200], dtype=torch.int32))
-    shapes = {"mel": {2: torch.export.Dim("frames", min=4, max=4000)}, "length": None}
-    torch.onnx.export(module.eval(), inputs, str(path), dynamic_shapes=shapes, external_data=False, verbose=False)
