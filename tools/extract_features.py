@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from megatron_aqaa.config import load_config
-from megatron_aqaa.data.audio_tokens import audio_paths
+from megatron_aqaa.data.speech_sources import audio_paths
 from megatron_aqaa.tokenizer.feature_extraction import FeatureConfig, write_features
 from megatron_aqaa.training.progress import Progress
 

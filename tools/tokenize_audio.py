@@ -1,8 +1,9 @@
-"""Turn the recordings of a manifest into audio tokens: `audio.bin/.idx`, sequence i for line i.
+"""Turn the recordings of a manifest or of WebDataset tars into audio tokens: `audio.bin/.idx`, sequence i for line i.
 
 Examples:
     python tools/tokenize_audio.py examples/tiny_cpu/tokenize.yaml
     python tools/tokenize_audio.py examples/tiny_cpu/tokenize.yaml manifest=my/manifest.jsonl output=runs/mine/tokens
+    python tools/tokenize_audio.py examples/speech/tokenize.yaml 'manifest=data/train-{000..031}.tar'
     python tools/tokenize_audio.py examples/tiny_cpu/tokenize.yaml shard=3/16
     python tools/tokenize_audio.py examples/tiny_cpu/tokenize.yaml merge=true num_shards=16
 

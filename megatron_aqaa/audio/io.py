@@ -8,8 +8,9 @@ import stat
 import struct
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ import soundfile
 import soxr
 import torch
 from torch import Tensor
+
+from megatron_aqaa.audio.tar_member import TarMember
 
 RESAMPLER = f"soxr {soxr.__version__.split('.')[0]} HQ"
 """What brings recordings to another rate; data sets note it, since no two resamplers agree near the band edge."""
@@ -26,7 +29,7 @@ class AudioError(ValueError):
     """An audio file that cannot be used; the message names the file and what would help."""
 
 
-def load_waveform(path: str | Path, sample_rate_hz: int = 16000) -> Tensor:
+def load_waveform(path: str | Path | TarMember, sample_rate_hz: int = 16000) -> Tensor:
     """Reads a wav, flac, ogg, opus or mp3 file of any rate and any number of channels.
 
     Channels are averaged. Every file passes through the same resampler (soxr, high quality): training and serving must
@@ -46,7 +49,7 @@ def load_waveform(path: str | Path, sample_rate_hz: int = 16000) -> Tensor:
     return torch.cat(list(read_blocks(path, sample_rate_hz)))
 
 
-def read_blocks(path: str | Path, sample_rate_hz: int = 16000, block_s: float = 30.0) -> Iterator[Tensor]:
+def read_blocks(path: str | Path | TarMember, sample_rate_hz: int = 16000, block_s: float = 30.0) -> Iterator[Tensor]:
     """Reads a file piece by piece, in memory that does not grow with it; joined, the pieces are `load_waveform`'s.
 
     Args:
@@ -60,30 +63,13 @@ def read_blocks(path: str | Path, sample_rate_hz: int = 16000, block_s: float = 
     Raises:
         AudioError: As `load_waveform`; of what is wrong inside the file, when it is reached.
     """
+    if isinstance(path, TarMember):
+        with _opened(path) as file:
+            yield from _blocks(Path(str(path)), file, sample_rate_hz, block_s)
+        return
     path = Path(path)
     _check_file(path)
     yield from _blocks(path, os.fsencode(path), sample_rate_hz, block_s)  # bytes: names need not be UTF-8
-
-
-def decode_waveform(content: bytes, name: str, sample_rate_hz: int = 16000) -> Tensor:
-    """As `load_waveform`, of the bytes of a file, such as a member of an archive.
-
-    Args:
-        content: The whole file.
-        name: What messages call it.
-        sample_rate_hz: Rate of the result.
-
-    Returns:
-        [N] float32, full scale 1, N ≥ 1.
-
-    Raises:
-        AudioError: As `load_waveform`.
-    """
-    path = Path(name)
-    if not content:
-        raise AudioError(f"{path}: is empty (0 bytes); record or copy it again")
-    check_wav_is_whole(path, io.BytesIO(content), len(content))
-    return torch.cat(list(_blocks(path, io.BytesIO(content), sample_rate_hz, 30.0)))
 
 
 def check_resampler(recorded: str, where: str | Path, used: str = RESAMPLER) -> None:
@@ -120,15 +106,18 @@ def _blocks(path: Path, source: bytes | BinaryIO, sample_rate_hz: int, block_s: 
         raise AudioError(f"{path}: {frames} samples at {rate_hz} Hz leave nothing at {sample_rate_hz} Hz")
 
 
-def duration_s(path: str | Path) -> float:
+def duration_s(path: str | Path | TarMember) -> float:
     """Seconds that a file's header promises.
 
     Raises:
         AudioError: The file is missing, a folder, a pipe, empty, or has no header that can be read.
     """
-    path = Path(path)
-    _check_file(path)
     try:
+        if isinstance(path, TarMember):
+            with _opened(path) as file:
+                return float(soundfile.info(file).duration)
+        path = Path(path)
+        _check_file(path)
         return float(soundfile.info(os.fsencode(path)).duration)
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(f"{path}: not readable as wav, flac, ogg or mp3 ({error})") from None
@@ -201,6 +190,22 @@ def normalize_peak(waveform: Tensor) -> Tensor:
     if not waveform.numel():
         raise AudioError("an empty waveform has no peak")
     return waveform / waveform.abs().max().clamp(min=0.01) * 0.999
+
+
+@contextmanager
+def _opened(member: TarMember) -> Iterator[BinaryIO]:
+    """A member of a tar as a file, checked as `_check_file` does."""
+    name = Path(str(member))
+    if not member.size:
+        raise AudioError(f"{name}: is empty (0 bytes); record or copy it again")
+    try:
+        file = cast(BinaryIO, member.open())
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be opened ({error.strerror})") from None
+    with file:
+        check_wav_is_whole(name, file, member.size)
+        file.seek(0)
+        yield file
 
 
 def _check_file(path: Path) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from megatron_aqaa.data.indexed import DocumentWriter
 from megatron_aqaa.data.shard import Shard, parse_shard
+from megatron_aqaa.data.speech_sources import open_source
 from megatron_aqaa.data.token_inputs import claim
 from megatron_aqaa.data.token_report import token_report
-from megatron_aqaa.tokenizer.corpus import MAX_DURATION_S, Block, BlockTokenizer, chop
+from megatron_aqaa.tokenizer.corpus import MAX_DURATION_S, Block, BlockTokenizer
 from megatron_aqaa.vocabulary import Vocabulary
 from megatron_aqaa.whole_file import write_whole
 
@@ -25,13 +27,16 @@ class TokenizeConfig:
     """What to tokenize.
 
     Attributes:
-        manifest: `manifest.jsonl`; every line names its `audio`, relative to the manifest.
+        manifest: `manifest.jsonl`; every line names its `audio`, relative to the manifest. Or WebDataset tars: a folder
+            of them, one of them, `train-*.tar`, `train-{000..031}.tar`.
         tokenizer: a tokenizer directory.
-        output: receives `audio.bin/.idx`, `rejects.jsonl` and `report.json`; `blocks/` is for resuming.
+        output: receives `audio.bin/.idx`, `rejects.jsonl` and `report.json`, for tars `manifest.jsonl` too;
+            `blocks/` is for resuming.
         num_workers: processes; 0 works in the calling process.
         lines_per_block: unit of work, of resuming and of sharing between machines.
         batch_size: recordings encoded at a time.
         max_duration_s: longer recordings are rejected, by their headers.
+        require_text: recordings without `text` are rejected.
         shard: tokenize only this part and write no data set: a number from 0, `3/16`, or `array` for the number of the
             SLURM array task; None does all that is left to do.
         num_shards: parts, one for each machine or task of a job array.
@@ -45,6 +50,7 @@ class TokenizeConfig:
     lines_per_block: int = 256
     batch_size: int = 32
     max_duration_s: float = MAX_DURATION_S
+    require_text: bool = False
     shard: int | str | None = None
     num_shards: int | None = None
     merge: bool = False
@@ -67,20 +73,24 @@ class TokenizeConfig:
 class Tokenization:
     """The recordings that `config` names, in blocks.
 
-    Attributes:
-        blocks: of the data set, in order.
-        mine: those that this process is to see to.
-
     Raises:
         ValueError: the manifest or the tokenizer cannot be read, or `output` holds tokens of other inputs.
     """
 
     def __init__(self, config: TokenizeConfig) -> None:
         self.config, directory = config, config.output / "blocks"
-        self.blocks = chop(audio_paths(config.manifest), directory, config.lines_per_block)
-        self.mine = self.blocks if config.part is None else self.blocks[config.part.index :: config.part.count]
-        results = {name: getattr(config, name) for name in ("lines_per_block", "batch_size", "max_duration_s")}
-        claim(directory / "inputs.json", [config.manifest], config.tokenizer, results)
+        self.source = open_source(config.manifest, directory, config.lines_per_block, config.require_text)
+        names = ("lines_per_block", "batch_size", "max_duration_s", "require_text")
+        settings = {name: getattr(config, name) for name in names}
+        claim(directory / "inputs.json", self.source.files, config.tokenizer, settings)
+
+    @cached_property
+    def mine(self) -> list[Block]:
+        """Blocks that this process is to see to; tars are looked through for them."""
+        part = self.config.part or Shard(0, 1)
+        units = range(part.index, self.source.num_units, part.count)
+        self.source.prepare(units, self.config.num_workers)
+        return [block for unit in units for block in self.source.blocks(unit)]
 
     @property
     def num_recordings(self) -> int:
@@ -105,25 +115,26 @@ class Tokenization:
         """
         self._check_complete()
         config, vocabulary = self.config, Vocabulary.load(self.config.tokenizer / "vocabulary.yaml")
-        rejects = join_blocks(self.blocks, config.output / "audio", vocabulary)
-        audio = {line: name for line, name in enumerate(n for b in self.blocks for n in b.audio) if line in rejects}
+        blocks = [block for unit in range(self.source.num_units) for block in self.source.blocks(unit)]
+        rejects = join_blocks(blocks, config.output / "audio", vocabulary)
+        names = (str(audio) for block in blocks for audio in block.audio)
+        audio = {line: name for line, name in enumerate(names) if line in rejects}
         records = ({"line": line + 1, "audio": audio[line], "reason": rejects[line]} for line in rejects)
         write_whole(config.output / "rejects.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-        report = token_report(config.output / "audio", config.manifest, vocabulary)
+        report = token_report(config.output / "audio", self.source.manifest(config.output), vocabulary)
         write_whole(config.output / "report.json", json.dumps({**report, "rejected": len(rejects)}))
         return len(rejects)
 
     def _check_complete(self) -> None:
-        missing = [number for number, block in enumerate(self.blocks) if not block.is_done()]
+        num_units, count = self.source.num_units, self.config.num_shards
+        missing = [unit for unit in range(num_units) if not self.source.is_done(unit)]
         if not missing:
             return
-        found = f"{self.config.output}: {len(missing)} of {len(self.blocks)} blocks are not there"
-        count = self.config.num_shards
+        found = f"{self.config.output}: {len(missing)} of {num_units} {self.source.unit_name} are not tokenized"
         if count is None:
-            names = ", ".join(self.blocks[number].path.name for number in missing[:_SHOWN])
-            more = ", …" if len(missing) > _SHOWN else ""
-            raise ValueError(f"{found} ({names}{more}); with num_shards=… it is told which shards they belong to")
-        shards = sorted({number % count for number in missing})
+            shown = ", ".join(map(str, missing[:_SHOWN])) + (", …" if len(missing) > _SHOWN else "")
+            raise ValueError(f"{found} (numbers {shown}); with num_shards=… it is told which shards they belong to")
+        shards = sorted({unit % count for unit in missing})
         raise ValueError(
             f"{found}, of shards {', '.join(map(str, shards))} of {count}: run those again (shard={shards[0]}/{count}) "
             f"and wait for them, or leave merge out to tokenize here what is missing"
@@ -150,25 +161,6 @@ def tokenize_manifest(config: TokenizeConfig, on_progress: Callable[[int], objec
     if not config.merge:
         work.tokenize(on_progress)
     return work.merge() if config.part is None else 0
-
-
-def audio_paths(manifest: Path) -> list[str]:
-    """The recording of each line.
-
-    Raises:
-        ValueError: no such manifest, no lines, or a line without `audio`; the message names it.
-    """
-    if not manifest.is_file():
-        raise ValueError(f"{manifest}: no such manifest; the speech stage writes it")
-    paths = []
-    for number, line in enumerate(manifest.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
-        try:
-            paths.append(str(manifest.parent / json.loads(line)["audio"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{manifest}:{number}: not a record with a key 'audio' ({error!r})") from None
-    if not paths:
-        raise ValueError(f"{manifest}: no records; run the speech stage again")
-    return paths
 
 
 def join_blocks(blocks: Sequence[Block], prefix: Path, vocabulary: Vocabulary) -> dict[int, str]:

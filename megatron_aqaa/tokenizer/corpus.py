@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from megatron_aqaa.audio.io import AudioError, duration_s, load_waveform
+from megatron_aqaa.audio.tar_member import TarMember
 from megatron_aqaa.tokenizer.features import SAMPLE_RATE_HZ
 from megatron_aqaa.tokenizer.open import open_tokenizer, tokenizer_files
 from megatron_aqaa.tokenizer.speech import SpeechTokenizer
@@ -32,6 +33,25 @@ Ids = npt.NDArray[np.int64]
 
 MAX_DURATION_S = 4 * 3600.0
 _LONG_S = 60.0  # what is longer is read piece by piece
+
+
+class Unusable(NamedTuple):
+    """A recording that is known to be of no use before it is read.
+
+    Attributes:
+        name: of the recording.
+        reason: names it too.
+    """
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Audio = str | TarMember | Unusable
+"""A recording: a file, a member of a tar, or none."""
 
 
 class BlockTokens(NamedTuple):
@@ -58,7 +78,7 @@ class Block:
     """
 
     path: Path
-    audio: tuple[str, ...]
+    audio: tuple[Audio, ...]
 
     def __len__(self) -> int:
         return len(self.audio)
@@ -83,10 +103,11 @@ class Block:
             raise ValueError(f"{self.path}: not a block of tokens ({error}); delete it and tokenize again") from None
 
 
-def chop(audio: Sequence[str], directory: Path, lines_per_block: int) -> list[Block]:
+def chop(audio: Sequence[Audio], directory: Path, prefix: str, lines_per_block: int) -> list[Block]:
     """Blocks of consecutive recordings, named by the number of the first."""
     starts = range(0, len(audio), lines_per_block)
-    return [Block(directory / f"{start:08d}.npz", tuple(audio[start : start + lines_per_block])) for start in starts]
+    paths = (directory / f"{prefix}{start:08d}.npz" for start in starts)
+    return [Block(path, tuple(audio[s : s + lines_per_block])) for path, s in zip(paths, starts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -120,19 +141,22 @@ class BlockTokenizer:
         token_ids: dict[int, Ids] = {}
         rejects: dict[int, str] = {}
         for line, audio in enumerate(block.audio):
+            if isinstance(audio, Unusable):
+                rejects[line] = audio.reason
+                continue
             try:
                 if self._is_long(audio):
                     token_ids[line] = tokenizer.token_ids(tokenizer.encode_file(audio))
                 else:
                     features[line] = tokenizer.features(load_waveform(audio, SAMPLE_RATE_HZ))
             except ValueError as error:
-                rejects[line] = str(error) if audio in str(error) else f"{audio}: {error}"
+                rejects[line] = str(error) if str(audio) in str(error) else f"{audio}: {error}"
         token_ids |= _encode(tokenizer, features, self.batch_size)
         found = [token_ids.get(line, np.empty(0, np.int64)) for line in range(len(block))]
         _write(block.path, BlockTokens(found, rejects, time.process_time() - started_s))
         return len(block)
 
-    def _is_long(self, path: str) -> bool:
+    def _is_long(self, path: str | TarMember) -> bool:
         """Whether a recording is encoded alone, piece by piece.
 
         Raises:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from megatron_aqaa.audio.io import read_blocks
+from megatron_aqaa.audio.tar_member import TarMember
 from megatron_aqaa.ops.index import Codes, deinterleave_codes, interleave_codes
 from megatron_aqaa.vocabulary import Vocabulary
 
@@ -20,7 +21,7 @@ from megatron_aqaa.vocabulary import Vocabulary
 PIECE_SAMPLES = 30 * 16_000
 
 
-def pieces_of(path: str | Path, peak: float) -> Iterator[torch.Tensor]:
+def pieces_of(path: str | Path | TarMember, peak: float) -> Iterator[torch.Tensor]:
     """A file in pieces of `PIECE_SAMPLES` at 16 kHz, scaled as `normalize_peak` scales what has this peak."""
     kept = torch.zeros(0)
     for block in read_blocks(path):
@@ -86,7 +87,7 @@ class SpeechTokenizer(ABC):
         """Codes of several waveforms; cheapest where they are of about one length. See `encode`."""
         return self.encode_features([self.features(waveform) for waveform in waveforms])
 
-    def encode_file(self, path: str | Path) -> Codes:
+    def encode_file(self, path: str | Path | TarMember) -> Codes:
         """Codes of an audio file of any length, in memory that does not grow with it; it is read twice, peak first.
 
         Raises:

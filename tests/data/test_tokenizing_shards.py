@@ -61,7 +61,7 @@ def test_missing_shards_are_named(inputs: TokenizeConfig, tmp_path: Path) -> Non
     tokenize_manifest(replace(config, shard="2/4"))
     with pytest.raises(ValueError, match=r"4 of 7 blocks .* of shards 0, 1, 3 of 4: run those again \(shard=0/4\)"):
         tokenize_manifest(replace(config, merge=True, num_shards=4))
-    with pytest.raises(ValueError, match=r"\(00000000.npz, 00000003.npz, .*\); with num_shards=… it is told"):
+    with pytest.raises(ValueError, match=r"\(numbers 0, 1, 3, 4\); with num_shards=… it is told"):
         tokenize_manifest(replace(config, merge=True))
     assert not (tmp_path / "audio.idx").exists()
     seen: list[int] = []
