@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,10 +44,26 @@ class WhisperMel(nn.Module):
         """
         if waveform.ndim != 2 or waveform.shape[1] <= N_FFT // 2:
             raise ValueError(f"expected [B, N] with more than {N_FFT // 2} samples, found {list(waveform.shape)}")
-        padded = functional.pad(waveform, (N_FFT // 2, N_FFT // 2), mode="reflect")
+        return self.of_padded(functional.pad(waveform, (self.margin, self.margin), mode="reflect"))
+
+    @property
+    def margin(self) -> int:
+        """Samples that the outermost frames hear beyond the ends of a waveform."""
+        return N_FFT // 2
+
+    def of_padded(self, padded: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """As `forward`, of waveforms [B, N + 2 · margin] whose ends are continued already.
+
+        Args:
+            padded: Behind the continued end of a shorter waveform may stand anything.
+            lengths: [B] frames of each; the loudest value is looked for in these. Those behind mean nothing.
+        """
         spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, window=self.window, center=False, return_complex=True)
         spectrum = spectrum[..., :-1]
         energy = spectrum.real.square() + spectrum.imag.square()  # `abs` takes roots: half the time of it all
         decades = torch.log10(torch.clamp(self.bands @ energy, min=1e-10))
-        loudest = decades.amax((1, 2), keepdim=True)
+        if lengths is None:
+            loudest = decades.amax((1, 2), keepdim=True)
+        else:
+            loudest = torch.stack([d[:, :n].amax() for d, n in zip(decades, lengths, strict=True)])[:, None, None]
         return (torch.maximum(decades, loudest - _RANGE) + 4) / 4
