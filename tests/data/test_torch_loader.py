@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_aqaa.audio.io import RESAMPLER, load_waveform
+from megatron_aqaa.audio.kaldi_fbank import KaldiFilterBank
+from megatron_aqaa.config import load_config, save_config
+from megatron_aqaa.data.audio_loader import AudioLoaderConfig
+from megatron_aqaa.data.audio_loading.batch_plan import Batching
+from megatron_aqaa.data.audio_loading.features import Features
+from megatron_aqaa.data.audio_loading.records import AudioSource
+from megatron_aqaa.data.torch_loader import TorchLoader
+from tests.data.audio_loaders import assert_same
+from tests.data.recordings import write_manifest, write_mixed, write_tar
+
+pytestmark = pytest.mark.filterwarnings("ignore:recordings at")
+
+
+def test_features_are_those_of_the_tokenizers(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m.jsonl", write_mixed(tmp_path, 25))
+    loader = TorchLoader(AudioLoaderConfig(AudioSource(manifest), Features("kaldi"), num_workers=0))
+    fbank = KaldiFilterBank()
+    assert loader.resampler == RESAMPLER
+    count = 0
+    for batch in loader:
+        for name, values, length in zip(batch.ids, batch.features, batch.lengths, strict=True):
+            expected = fbank(load_waveform(name)[None])[0]
+            torch.testing.assert_close(values[:length], expected, rtol=0, atol=2e-5)
+            count += 1
+    assert count == 25
+
+
+def test_one_batch_whatever_the_source_and_the_number_of_processes(tmp_path: Path) -> None:
+    paths = write_mixed(tmp_path / "audio", 12)
+    batching = Batching(num_buckets=1, shuffle=False)
+    write_tar(tmp_path / "all.tar", {path.name: path.read_bytes() for path in paths})
+    sources = [
+        (AudioSource(write_manifest(tmp_path / "audio" / "m.jsonl", (Path(p.name) for p in paths))), 0),
+        (AudioSource(tmp_path / "audio", "folder"), 2),
+        (AudioSource(tmp_path / "all.tar", "webdataset"), 1),
+    ]
+    batches = [
+        next(iter(TorchLoader(AudioLoaderConfig(source, batching=batching, num_workers=workers))))
+        for source, workers in sources
+    ]
+    assert batches[0].ids == tuple(path.name for path in paths)
+    for batch in batches[1:]:
+        assert_same(batch, batches[0])
+
+
+def test_a_recording_longer_than_its_manifest_says(tmp_path: Path) -> None:
+    path = write_mixed(tmp_path, 1, 16000)[0]
+    path.write_bytes(path.read_bytes())
+    (tmp_path / "m.jsonl").write_text(f'{{"audio": "{path.name}", "duration_s": 0.2}}\n')
+    config = AudioLoaderConfig(AudioSource(tmp_path / "m.jsonl", max_duration_s=0.3), num_workers=0)
+    loader = TorchLoader(config)
+    with pytest.warns(UserWarning, match="longer than max_duration_s, unlike its record says"):
+        assert list(loader) == []
+
+
+def test_settings_are_a_yaml_file(tmp_path: Path) -> None:
+    config = AudioLoaderConfig(AudioSource(Path("m.jsonl")), Features("log_mel"), world_size=2)
+    save_config(config, tmp_path / "loader.yaml")
+    assert load_config(AudioLoaderConfig, tmp_path / "loader.yaml") == config
+
+
+def test_dalis_resampler_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resampler 'dali': this loader has soxr only"):
+        TorchLoader(AudioLoaderConfig(AudioSource(tmp_path), resampler="dali"))
