@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from megatron_aqaa.config import load_config
+from megatron_aqaa.tokenizer.codebook_report import CodebookReport
 from megatron_aqaa.tokenizer.released.export import ExportConfig, export_tokenizer
 from megatron_aqaa.training.tokenizer_training import (
     LinguisticTrainingConfig,
@@ -60,7 +62,20 @@ def main() -> int:
         return 130
     for name, value in scores.items():
         print(f"{name:24} {value:.4g}")
+    if scores and arguments.part in ("linguistic", "semantic"):
+        _draw(config.output / arguments.part, arguments.part)
     return 0
+
+
+def _draw(directory: Path, part: str) -> None:
+    try:
+        from megatron_aqaa.evaluation.codebook_picture import draw_codebook
+    except ImportError as error:
+        print(f"no picture of the codebook: {error}")
+        return
+    report = CodebookReport.load(directory / "codebook.json")
+    draw_codebook(report, f"{part} codebook", directory / "codebook.png", part)
+    print(f"codebook: {directory / 'codebook.png'}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Both map hidden states to codes and codes back to states, and pass gradients str
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,10 +27,12 @@ class FsqConfig:
     Attributes:
         num_values: values of a code.
         num_levels: levels of each value.
+        balance: weight of what keeps codes in use: levels equally frequent, values uncorrelated.
     """
 
     num_values: int = 6
     num_levels: int = 4
+    balance: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class FiniteScalarQuantizer(Quantizer):
 
     def __init__(self, width: int, config: FsqConfig) -> None:
         super().__init__()
-        self.num_levels = config.num_levels
+        self.num_levels, self.balance = config.num_levels, config.balance
         self.project_in = nn.Linear(width, config.num_values)
         self.project_out = nn.Linear(config.num_values, width)
         self.register_buffer("powers", config.num_levels ** torch.arange(config.num_values), persistent=False)
@@ -102,14 +105,29 @@ class FiniteScalarQuantizer(Quantizer):
         return self.num_levels ** len(self.powers)
 
     def forward(self, hidden: Tensor, valid: Tensor) -> Quantized:
-        """See `Quantizer.forward`; there is nothing to ask of the states."""
-        return Quantized(self.embed_levels(self.levels(hidden)), hidden.new_zeros(()))
+        """See `Quantizer.forward`."""
+        bounded = self._bounded(hidden)
+        levels = _rounded_straight(bounded)
+        return Quantized(self.embed_levels(levels), self.balance * self._imbalance(bounded[valid]))
+
+    def _imbalance(self, bounded: Tensor) -> Tensor:
+        """How far values [N, values] are from equally frequent levels (in nats) and from no correlation (squared)."""
+        distance = bounded[..., None] - torch.arange(self.num_levels, device=bounded.device)
+        share = torch.softmax(-4 * distance.square(), -1).mean(0)  # a value midway between two levels counts for both
+        surplus = math.log(self.num_levels) + torch.special.xlogy(share, share).sum(-1).mean()
+        centred = bounded - bounded.mean(0)
+        scaled = centred / centred.square().mean(0).clamp(min=1e-4).sqrt()
+        correlation = scaled.T @ scaled / len(scaled)
+        return surplus + (correlation - torch.diag(correlation.diag())).square().sum() / len(correlation)
 
     def levels(self, hidden: Tensor) -> Tensor:
         """[..., D] → [..., values] integers 0 … levels − 1 as floats; the gradient passes the rounding straight."""
+        return _rounded_straight(self._bounded(hidden))
+
+    def _bounded(self, hidden: Tensor) -> Tensor:
+        """[..., D] → [..., values] between the lowest level and the highest, a little more at both ends."""
         top = self.num_levels - 1
-        bounded = (top + 1e-3) * torch.sigmoid(self.project_in(hidden).float()) - 5e-4
-        return bounded + (bounded.round() - bounded).detach()
+        return (top + 1e-3) * torch.sigmoid(self.project_in(hidden).float()) - 5e-4
 
     def codes(self, hidden: Tensor) -> Tensor:
         """See `Quantizer.codes`."""
@@ -122,6 +140,10 @@ class FiniteScalarQuantizer(Quantizer):
     def embed(self, codes: Tensor) -> Tensor:
         """See `Quantizer.embed`."""
         return self.embed_levels((codes[..., None] // self.powers % self.num_levels).float())
+
+
+def _rounded_straight(values: Tensor) -> Tensor:
+    return values + (values.round() - values).detach()
 
 
 class VectorQuantizer(Quantizer):

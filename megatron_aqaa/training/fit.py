@@ -209,7 +209,7 @@ def _accumulate(
     config = state.config
     # noise and dropout depend on seed, step and share alone
     torch.manual_seed(config.seed * 1_000_003 + state.step + share * 1_000_000_007)
-    batch = _on_device(batch_at(state.step * config.num_shares + share))
+    batch = on_device(batch_at(state.step * config.num_shares + share))
     with torch.autocast(platform.device().type, torch.bfloat16, enabled=config.autocast):
         losses = loss_function(state.model, batch)
     (losses["loss"] / config.num_shares).backward()
@@ -223,11 +223,11 @@ def _gradients(state: _FitState) -> list[torch.Tensor]:
     return [parameter.grad for parameter in state.parameters if parameter.grad is not None]
 
 
-def _on_device(batch: Any) -> Any:
+def on_device(batch: Any) -> Any:
     """A batch of tensors in (named) tuples, on this process's device."""
     if isinstance(batch, torch.Tensor):
         return batch.to(platform.device(), non_blocking=True)
     if isinstance(batch, tuple):
-        parts = [_on_device(part) for part in batch]
+        parts = [on_device(part) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
     return batch

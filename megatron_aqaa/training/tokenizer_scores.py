@@ -15,7 +15,7 @@ from megatron_aqaa.tokenizer.linguistic import FRAMES_PER_CODE as FRAMES_PER_LIN
 from megatron_aqaa.tokenizer.linguistic import LinguisticEncoder
 from megatron_aqaa.tokenizer.semantic import FRAMES_PER_CODE as FRAMES_PER_SEMANTIC
 from megatron_aqaa.tokenizer.semantic import SemanticEncoder
-from megatron_aqaa.training.codebook_report import CodebookReport, CodeCounts
+from megatron_aqaa.tokenizer.codebook_report import CodebookReport, CodeCounts
 from megatron_aqaa.training.supervision import Supervision
 from megatron_aqaa.training.tokenizer_steps import SpeechBatch, evaluation_batches
 

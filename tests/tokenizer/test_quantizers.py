@@ -133,3 +133,26 @@ def test_a_resumed_codebook_moves_as_the_uninterrupted_one() -> None:
             vq(batch, everywhere(batch))
             vq.after_step(alone)
     assert straight.codebook.equal(second.codebook)
+
+
+def test_balance_is_nought_for_even_uncorrelated_levels_alone() -> None:
+    fsq = FiniteScalarQuantizer(16, FsqConfig(num_values=3, num_levels=4))
+    even = torch.cartesian_prod(*[torch.arange(4.0)] * 3)
+    assert fsq._imbalance(even) < 0.05  # the soft shares of the outer levels are a little smaller
+    one_level = torch.cat((even[:, :2], torch.full((64, 1), 2.0)), 1)
+    assert fsq._imbalance(one_level) > 0.3
+    twice = torch.stack((even[:, 0], even[:, 0], even[:, 2]), 1)
+    assert fsq._imbalance(twice) > 0.6  # two of three values correlate fully: (1 + 1) / 3
+
+
+def test_balance_moves_the_levels_apart() -> None:
+    torch.manual_seed(0)
+    fsq = FiniteScalarQuantizer(16, FsqConfig())
+    hidden = torch.randn(1, 500, 16)
+    optimizer = torch.optim.Adam(fsq.parameters(), 0.05)
+    before = len(fsq.codes(hidden).unique())
+    for _ in range(60):
+        optimizer.zero_grad()
+        fsq(hidden, everywhere(hidden)).loss.backward()
+        optimizer.step()
+    assert len(fsq.codes(hidden).unique()) > 1.5 * before

@@ -75,6 +75,7 @@ def test_the_whole_way_from_speech_to_tokens(trained: tuple[dict[str, Path], str
     for score in (*names, "code → phone"):
         assert score in shown
     for name in ("linguistic", "semantic"):
+        assert (root / "tokenizer" / name / "codebook.png").stat().st_size > 5000
         scores = json.loads((root / "tokenizer" / name / "scores.json").read_text())
         assert scores["phone_error"] < 0.9  # forty steps on tones; untrained it is about 1
         log = [json.loads(line) for line in (root / "tokenizer" / name / "log.jsonl").read_text().splitlines()]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_aqaa.training.codebook_report import CodebookReport, CodeCounts
+from megatron_aqaa.tokenizer.codebook_report import CodebookReport, CodeCounts
 from megatron_aqaa.training.supervision import IGNORED, FrameLabels, padded
 from megatron_aqaa.training.tokenizer_scores import UnitErrors, edit_distance
 from megatron_aqaa.training.tokenizer_steps import SpeechBatch
