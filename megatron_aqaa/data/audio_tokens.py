@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from megatron_aqaa.data.finished import digest_of, finish
 from megatron_aqaa.data.indexed import DocumentWriter
 from megatron_aqaa.data.shard import Shard, parse_shard
 from megatron_aqaa.data.speech_sources import open_source
@@ -30,7 +31,7 @@ class TokenizeConfig:
         manifest: `manifest.jsonl`; every line names its `audio`, relative to the manifest. Or WebDataset tars: a folder
             of them, one of them, `train-*.tar`, `train-{000..031}.tar`.
         tokenizer: a tokenizer directory.
-        output: receives `audio.bin/.idx`, `rejects.jsonl` and `report.json`, for tars `manifest.jsonl` too;
+        output: receives `audio.bin/.idx/.json`, `rejects.jsonl` and `report.json`, for tars `manifest.jsonl` too;
             `blocks/` is for resuming.
         num_workers: processes; 0 works in the calling process.
         lines_per_block: unit of work, of resuming and of sharing between machines.
@@ -123,6 +124,9 @@ class Tokenization:
         write_whole(config.output / "rejects.jsonl", "".join(json.dumps(record) + "\n" for record in records))
         report = token_report(config.output / "audio", self.source.manifest(config.output), vocabulary)
         write_whole(config.output / "report.json", json.dumps({**report, "rejected": len(rejects)}))
+        noted = json.loads((config.output / "blocks/inputs.json").read_text())
+        record = {"documents": report["recordings"], "rejected": len(rejects), "resampler": noted["resampler"]}
+        finish(config.output / "audio", digest_of(noted), record)
         return len(rejects)
 
     def _check_complete(self) -> None:

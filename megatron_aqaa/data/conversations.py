@@ -65,7 +65,7 @@ def conversation_examples(
 
     Args:
         task: One of `CONVERSATION_TASKS`.
-        recordings: The whole manifest.
+        recordings: The whole manifest; those without text are passed over.
         split: Split of the human's side. The answers come from the same split, or from "train" where it has none.
         num_takes: At most so many different recordings of the answer to each question.
         seed: Draws them.
@@ -75,6 +75,7 @@ def conversation_examples(
     """
     if task not in CONVERSATION_TASKS:
         raise ValueError(f"unknown conversation task {task!r}; known: {', '.join(CONVERSATION_TASKS)}")
+    recordings = [recording for recording in recordings if recording.text]
     if task == "tts":
         return [Example(task, recording, recording) for recording in select(recordings, split, ("assistant",))]
     questions = select(recordings, split, ("user",))

@@ -12,16 +12,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from megatron_aqaa.data.conversations import Example, Instructions, conversation, conversation_examples, mix
 from megatron_aqaa.data.counts import DocumentCounts
-from megatron_aqaa.data.finished import digest_of, finish, finished
+from megatron_aqaa.data.finished import digest_of, finish, finished, record_of
 from megatron_aqaa.data.indexed import Document, Documents, DocumentWriter, remove_documents
-from megatron_aqaa.data.manifest import Recording, read_recordings, select
-from megatron_aqaa.data.pretraining import SpeechTokens, pretraining_document, pretraining_recordings
+from megatron_aqaa.data.manifest import ROLES, Recording, Role, read_recordings, select
+from megatron_aqaa.data.pretraining import (
+    NEED_TEXT,
+    PRETRAINING_TASKS,
+    SpeechTokens,
+    pretraining_document,
+    pretraining_recordings,
+)
 from megatron_aqaa.tokenizer.chat import ChatTemplate
 from megatron_aqaa.tokenizer.huggingface_text import open_text
 from megatron_aqaa.vocabulary import AnswerFormat, Vocabulary
@@ -38,7 +44,8 @@ class PrepareConfig:
         text_model: SentencePiece model, or `tokenizer.json`.
         vocabulary: YAML file of the id layout.
         output: Folder of the data sets.
-        pretraining: Task → roles whose recordings it is made of.
+        pretraining: Task → roles whose recordings it is made of; left out: all tasks, of all recordings. Recordings
+            that tell no role belong to every role.
         conversations: SFT task → share of the conversations; empty makes none.
         held_out: Splits beside "train".
         num_takes: At most so many conversations per question, each with another recording of the answer.
@@ -53,7 +60,7 @@ class PrepareConfig:
     text_model: Path
     vocabulary: Path
     output: Path
-    pretraining: dict[str, tuple[Literal["user", "assistant"], ...]] = field(default_factory=dict)
+    pretraining: dict[str, tuple[Role, ...]] = field(default_factory=lambda: dict.fromkeys(PRETRAINING_TASKS, ROLES))
     conversations: dict[str, float] = field(default_factory=dict)
     held_out: tuple[str, ...] = ()
     num_takes: int = 1
@@ -65,12 +72,19 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class _DataSet:
-    """A data set to be made: its items, and what makes a document of an item."""
+    """A data set to be made: its items, and what makes a document of an item.
+
+    Attributes:
+        missing: why items are missing, if any are.
+        without_text: recordings that are left out because nobody knows what they say.
+    """
 
     name: str
     items: Sequence[Any]
     make: Callable[[Any], Document]
     with_mask: bool
+    missing: str = ""
+    without_text: int = 0
 
 
 class Preparation:
@@ -79,6 +93,7 @@ class Preparation:
     Attributes:
         num_documents: Documents of all data sets together.
         num_rejected: Recordings that were left out because they could not be tokenized.
+        impossible: Data set that was asked for, but has no documents → why.
 
     Raises:
         ValueError: Inputs that are missing, damaged, or do not belong together; the message names file or record.
@@ -88,6 +103,7 @@ class Preparation:
         self.config = config
         self.data_sets, self.num_rejected = _plan(config)
         self.num_documents = sum(len(data_set.items) for data_set in self.data_sets)
+        self.impossible = {data_set.name: data_set.missing for data_set in self.data_sets if not data_set.items}
 
     def run(self, on_progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
         """Write every data set that is not there yet, and `summary.json`.
@@ -96,21 +112,28 @@ class Preparation:
             on_progress: Called with the number of documents made or found.
 
         Returns:
-            `rejected_recordings`, and `data_sets`: name → counts. Sets that have no items are listed with 0 documents.
+            `rejected_recordings`, `impossible`: data set without documents → why, and `data_sets`: name → counts.
         """
         done, inputs, data_sets = 0, _digest(self.config), {}
+        # read back by inference
+        noted = {"answer_format": str(self.config.answer_format)}
+        noted |= {name: made for name, made in record_of(self.config.audio).items() if name == "resampler"}
         for data_set in self.data_sets:
             prefix = self.config.output / data_set.name
             counts = finished(prefix, inputs)
             if counts is None:
                 written = _write(prefix, data_set, self.config, partial(_report, on_progress, done))
-                counts = {"answer_format": str(self.config.answer_format), **written}  # read back by inference
+                counts = {**noted, **written, "without_text": data_set.without_text}
                 finish(prefix, inputs, counts)
             data_sets[data_set.name] = counts
             if data_set.items:
                 done += len(data_set.items)
                 on_progress(done)
-        summary = {"rejected_recordings": self.num_rejected, "data_sets": data_sets}
+        summary = {
+            "rejected_recordings": self.num_rejected,
+            "impossible": self.impossible,
+            "data_sets": data_sets,
+        }
         write_json(self.config.output / "summary.json", summary)
         return summary
 
@@ -153,15 +176,17 @@ def _pretraining_sets(
         token_ids = np.asarray(pretraining_document(task, recording, tokens))
         return Document(token_ids, np.ones(len(token_ids), np.uint8))
 
-    return [
-        _DataSet(
-            f"pretraining/{split}/{task}",
-            pretraining_recordings(task, select(recordings, split, roles)),
-            partial(make, task),
-            with_mask=False,
-        )
-        for task, roles in config.pretraining.items()
-    ]
+    data_sets = []
+    for task, roles in config.pretraining.items():
+        chosen = select(recordings, split, roles)
+        items = pretraining_recordings(task, chosen)
+        missing = f"none of the {len(chosen)} recordings has a text, which {task} needs"
+        if not chosen:
+            missing = f"no recordings of the split {split!r} and of the roles {', '.join(roles) or '(none)'}"
+        without_text = sum(not recording.text for recording in chosen) if task in NEED_TEXT else 0
+        name = f"pretraining/{split}/{task}"
+        data_sets.append(_DataSet(name, items, partial(make, task), False, missing, without_text))
+    return data_sets
 
 
 def _conversation_sets(

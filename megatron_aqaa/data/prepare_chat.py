@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_aqaa.audio.io import RESAMPLER
 from megatron_aqaa.data.audio_files import AudioFiles
 from megatron_aqaa.data.chat_audio import AudioTokens, ChatAudio
 from megatron_aqaa.data.chat_counts import ChatCounts
@@ -214,7 +215,10 @@ class ChatPreparation:
             if not writer.num_documents:
                 found = f"{len(counts.rejects)} are bad (see {rejects}), {counts.left_out} longer than max_tokens"
                 raise ValueError(f"{data_set.path}: of {counts.result()['records']} records none can be used: {found}")
-        return {"kind": data_set.kind, "answer_format": str(self.config.answer_format), **counts.result()}
+        noted = {"kind": data_set.kind, "answer_format": str(self.config.answer_format)}
+        if self.audio_of[data_set.path]:
+            noted["resampler"] = RESAMPLER
+        return {**noted, **counts.result()}
 
     def _documents(self, record: Record | BadRecord, audio: AudioTokens, counts: ChatCounts) -> list[Document]:
         """Documents of a record, which is counted; none if it is bad or too long."""

@@ -4,7 +4,7 @@
 continuation   `bos <audio_start> groups <audio_end> eot`
 asr            `bos <audio_start> groups <audio_end> text eot`
 tts            `bos text <audio_start> groups <audio_end> eot`
-interleaved    `bos` text and audio of one recording, laid out as in an answer (10 : 15), `eot`
+interleaved    `bos` text and audio of one recording, laid out as in an answer (10 : 15), `eot`; needs no alignment
 text           `bos text eot`; where a recording asks something: `bos question \\n answer eot`
 =============  ==========================================================================================
 
@@ -103,17 +103,25 @@ PRETRAINING_TASKS: dict[str, Callable[[Recording, SpeechTokens], Ids]] = {
 }
 
 
+NEED_TEXT = ("asr", "tts", "interleaved", "text")
+
+
 def pretraining_recordings(task: str, recordings: Sequence[Recording]) -> list[Recording]:
-    """Recordings of which a task makes one document each: all, but for "text" each wording once.
+    """Recordings of which a task makes one document each: all whose words it knows, if it needs them.
+
+    For "text" it is each wording once.
 
     Raises:
         ValueError: Unknown task.
     """
     if task not in PRETRAINING_TASKS:
         raise ValueError(f"unknown pre-training task {task!r}; known: {', '.join(PRETRAINING_TASKS)}")
+    if task not in NEED_TEXT:
+        return list(recordings)
+    spoken = [recording for recording in recordings if recording.text]
     if task == "text":
-        return list({(recording.text, recording.answer): recording for recording in recordings}.values())
-    return list(recordings)
+        return list({(recording.text, recording.answer): recording for recording in spoken}.values())
+    return spoken
 
 
 def pretraining_document(task: str, recording: Recording, tokens: SpeechTokens) -> Ids:

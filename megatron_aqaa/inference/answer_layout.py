@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from megatron_aqaa.data.finished import record_of
+from megatron_aqaa.inference.training_data import records_of_training
 from megatron_aqaa.vocabulary import AnswerFormat
 
 
@@ -29,13 +25,10 @@ def parse_answer_format(text: str) -> AnswerFormat:
 def taught_answer_format(config_path: Path) -> AnswerFormat:
     """The layout in the training data of the run whose `config.yaml` this is; 10:15 where none is noted.
 
-    Data sets are looked for where the run was trained, then where they lie now if the run was moved with its data.
-
     Raises:
         ValueError: the run learnt several layouts: the grammar of an answer can only follow one.
     """
-    config: dict[str, Any] = yaml.safe_load(config_path.read_text())
-    records = map(record_of, _prefixes(config, config_path.parent))
+    records = records_of_training(config_path)
     noted = {record["answer_format"] for record in records if "answer_format" in record}
     if len(noted) > 1:
         raise ValueError(
@@ -43,11 +36,3 @@ def taught_answer_format(config_path: Path) -> AnswerFormat:
             "in one; train it on data sets of one format"
         )
     return parse_answer_format(noted.pop()) if noted else AnswerFormat()
-
-
-def _prefixes(config: dict[str, Any], run: Path) -> list[Path]:
-    data = config.get("data", {})
-    directory = Path(data.get("directory", "."))
-    if not directory.is_dir() and "run" in config:
-        directory = run / os.path.relpath(directory, config["run"])
-    return [directory / prefix for prefix in data.get("train", {})]

@@ -17,6 +17,7 @@ from megatron_aqaa.checkpoint.store import latest_checkpoint, load_model, requir
 from megatron_aqaa.config import parse_config
 from megatron_aqaa.inference.answer_layout import taught_answer_format
 from megatron_aqaa.inference.engine import AnswerEngine
+from megatron_aqaa.inference.question import check_training_resampler
 from megatron_aqaa.inference.sampling import Sampling
 from megatron_aqaa.model import AQAAModel, ModelConfig, build_model
 from megatron_aqaa.tokenizer.chat import AudioSegment, ChatTemplate, Turn
@@ -83,6 +84,7 @@ class SpokenAnswerer:
         vocoder = TokenVocoder.load(run / "vocoder")
         checkpoint = require_checkpoint(model or _last_stage(run))
         answer_format = answer_format or taught_answer_format(_config_path(checkpoint))
+        check_training_resampler(_config_path(checkpoint))
         engine = AnswerEngine(
             _load_language_model(checkpoint, tokenizer.vocabulary), tokenizer.vocabulary, answer_format
         )

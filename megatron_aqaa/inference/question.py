@@ -1,13 +1,15 @@
-"""A recording as a question: any format and rate, but neither endless nor silent."""
+"""A recording as a question: any format and rate, but neither endless nor silent, and resampled as in training."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import soundfile
 from torch import Tensor
 
-from megatron_aqaa.audio.io import AudioError, load_waveform
+from megatron_aqaa.audio.io import RESAMPLER, AudioError, load_waveform
+from megatron_aqaa.inference.training_data import records_of_training
 
 SAMPLE_RATE_HZ = 16_000
 MAX_QUESTION_S = 30.0
@@ -43,6 +45,23 @@ def load_question(path: str | Path) -> Tensor:
             "check the microphone or raise its level"
         )
     return waveform
+
+
+def check_training_resampler(config_path: Path, used: str = RESAMPLER) -> None:
+    """Warn if the training data of a run came through another resampler than questions do here.
+
+    Args:
+        config_path: `config.yaml` of the run; data sets that note no resampler are passed over.
+        used: what `load_question` reads with.
+    """
+    noted = {record["resampler"] for record in records_of_training(config_path) if "resampler" in record}
+    for other in sorted(noted - {used}):
+        warnings.warn(
+            f"{config_path}: the run was trained on recordings that passed through the resampler {other!r}; questions "
+            f"here pass through {used!r}, and their tokens may differ near the band edge. Install the former "
+            f"(package soxr), or give questions at 16 kHz, which no resampler touches",
+            stacklevel=2,
+        )
 
 
 def _header_duration_s(path: Path) -> float:

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_aqaa.audio.io import load_waveform
+from megatron_aqaa.audio.io import RESAMPLER, load_waveform
 from megatron_aqaa.data.audio_tokens import TokenizeConfig, tokenize_manifest
+from megatron_aqaa.data.finished import record_of
 from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.tokenizer.dual_codebook import DualCodebookTokenizer
 from tests.tokenizer.tiny import write_corpus, write_tokenizer
@@ -49,6 +50,13 @@ def test_report(tmp_path: Path, tokenizer: Path) -> None:
         assert sum(report[name]["counts"]) == per_group * num_groups and len(report[name]["counts"]) == size
         assert set(report[name]["phone_accuracy"]) == {"train", "unseen_voice"}
         assert 0 < report[name]["phone_accuracy"]["train"] <= 1
+
+
+def test_the_resampler_is_noted(tmp_path: Path, tokenizer: Path) -> None:
+    job = config(tmp_path, tokenizer)
+    tokenize_manifest(job)
+    record = record_of(job.output / "audio")
+    assert (record["resampler"], record["documents"], record["rejected"]) == (RESAMPLER, 7, 0)
 
 
 def test_bad_recordings_are_set_aside_with_the_reason(tmp_path: Path, tokenizer: Path) -> None:

@@ -25,15 +25,26 @@ def test_a_line_is_a_recording(tmp_path: Path) -> None:
     assert select(recordings, "test", ("user",)) == []
 
 
+def test_a_record_needs_nothing_but_its_audio(tmp_path: Path) -> None:
+    recordings = read_recordings(
+        write(tmp_path, '{"audio": "a.wav"}', '{"audio": "b.wav", "text": " \u2028 ", "role": null, "id": "b"}')
+    )
+    assert [(r.text, r.role, r.split, r.duration_s, r.id) for r in recordings] == [
+        ("", "", "train", 0.0, n) for n in (0, 1)
+    ]
+    assert select(recordings, "train", ("user",)) == select(recordings, "train", ("assistant",)) == recordings
+    assert select(recordings, "train", ()) == []
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (GOOD[:-20], r"manifest\.jsonl:2: not a JSON record .*cut off"),
         ("[1, 2]", r"expected a JSON object, found '\[1, 2\]'"),
-        (GOOD.replace('"text": "hi", ', ""), "text = None; expected a text"),
-        (GOOD.replace('"hi"', '"  "'), "text is empty"),
+        (GOOD.replace('"audio": "a.wav", ', ""), "audio = None; expected the name of a file"),
+        (GOOD.replace('"hi"', "7"), "text = 7; expected a text, or none"),
         (GOOD.replace("1.2", '"1.2"'), "duration_s = '1.2'; expected a number"),
-        (GOOD.replace("user", "robot"), "role = 'robot'; expected user or assistant"),
+        (GOOD.replace("user", "robot"), "role = 'robot'; expected user, assistant, or none"),
     ],
 )
 def test_bad_records_are_named_by_line(tmp_path: Path, line: str, message: str) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import soundfile
 
-from megatron_aqaa.audio.io import load_waveform
+from megatron_aqaa.audio.io import RESAMPLER, load_waveform
 from megatron_aqaa.data.datasets import DataConfig, build_dataset
+from megatron_aqaa.data.finished import record_of
 from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.data.prepare_chat import ChatPreparation, PrepareChatConfig
 from megatron_aqaa.tokenizer.chat import AudioSegment, ChatTemplate, Conversation, Turn
@@ -304,6 +305,11 @@ def test_audio_files_are_tokenized_once_each(with_files: PrepareChatConfig, temp
     answers = [Turn("assistant", ("four", segment(5))), Turn("assistant", ("blue", segment(6)))]
     halves = [[Turn("human", (segment(0),)), answer] for answer in answers]
     assert written(with_files.output / "preference/train") == listed(*map(template.encode, halves))
+
+
+def test_the_resampler_is_noted_where_audio_was_tokenized(with_files: PrepareChatConfig) -> None:
+    prepare(with_files)
+    assert record_of(with_files.output / "sft/train")["resampler"] == RESAMPLER
 
 
 def test_shards_in_any_order_give_the_same_bytes(with_files: PrepareChatConfig) -> None:

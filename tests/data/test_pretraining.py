@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,15 @@ def test_every_wording_is_one_text_document(corpus: Corpus) -> None:
     assert len(users) == 8
     assert sorted(r.text for r in pretraining_recordings("text", users)) == sorted({r.text for r in users})
     assert pretraining_recordings("asr", users) == users
+
+
+def test_tasks_that_need_words_pass_over_recordings_without(corpus: Corpus) -> None:
+    silent = [replace(r, text="") if r.line % 2 else r for r in corpus.recordings]
+    spoken = [r for r in silent if r.text]
+    assert pretraining_recordings("continuation", silent) == silent
+    for task in ("asr", "tts", "interleaved"):
+        assert pretraining_recordings(task, silent) == spoken
+    assert pretraining_recordings("text", [r for r in silent if not r.text]) == []
 
 
 def test_an_unknown_task_is_named(corpus: Corpus) -> None:

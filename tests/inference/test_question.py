@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 
-from megatron_aqaa.audio.io import AudioError
-from megatron_aqaa.inference.question import load_question
+from megatron_aqaa.audio.io import RESAMPLER, AudioError
+from megatron_aqaa.data.finished import finish
+from megatron_aqaa.inference.answerer import SpokenAnswerer
+from megatron_aqaa.inference.question import check_training_resampler, load_question
+from tests.inference.tiny_run import make_run
 
 TONE = 0.5 * np.sin(2 * np.pi * 300 * np.arange(48_000) / 48_000)  # one second at 48 kHz
 
@@ -61,3 +65,33 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("this is no sound at all")
     with pytest.raises(AudioError, match="not readable"):
         load_question(tmp_path / "text.wav")
+
+
+def trained_on(run: Path, notes: dict[str, dict[str, str]]) -> Path:
+    """The `config.yaml` of a run that was trained on data sets with these notes."""
+    for name, note in notes.items():
+        finish(run / "data" / name, "digest", {"documents": 0, **note})
+    path = run / "config.yaml"
+    path.write_text(yaml.safe_dump({"data": {"directory": str(run / "data"), "train": dict.fromkeys(notes, 1.0)}}))
+    return path
+
+
+def test_another_resampler_than_in_training_is_told(tmp_path: Path) -> None:
+    notes = {"a": {"resampler": RESAMPLER}, "b": {"resampler": "libsamplerate 0"}, "c": {}}
+    path = trained_on(tmp_path, notes)
+    with pytest.warns(UserWarning, match=f"'libsamplerate 0'; questions here pass through '{RESAMPLER}'"):
+        check_training_resampler(path)
+
+
+def test_the_resampler_of_training_passes(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    check_training_resampler(trained_on(tmp_path, {"a": {"resampler": RESAMPLER}, "b": {}}))
+    assert not recwarn.list
+
+
+def test_an_answerer_looks_at_the_resampler_of_its_model(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    config = yaml.safe_load((run / "sft" / "config.yaml").read_text())
+    other = trained_on(tmp_path / "other", {"a": {"resampler": "libsamplerate 0"}})
+    (run / "sft" / "config.yaml").write_text(yaml.safe_dump(config | yaml.safe_load(other.read_text())))
+    with pytest.warns(UserWarning, match="libsamplerate 0"), SpokenAnswerer.load(run) as answerer:
+        assert answerer.vocabulary.size > 0

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from megatron_aqaa.data.datasets import DataConfig, build_dataset
+from megatron_aqaa.data.finished import finish, record_of
 from megatron_aqaa.data.indexed import Documents, DocumentWriter, documents_exist
 from megatron_aqaa.data.manifest import select
 from tests.data.tiny_corpus import Corpus, audio_hours, make_corpus
@@ -119,6 +120,61 @@ def test_long_conversations_are_left_out_and_counted(config: Path, monkeypatch: 
     counts = read_summary(config)["sft/train"]
     assert counts["left_out"] == (lengths > limit).sum() > 0
     assert counts["documents"] + counts["left_out"] == 21 and counts["longest"] == limit
+
+
+def plain_manifest(corpus: Corpus, directory: Path, spoken: int) -> Path:
+    """The corpus as somebody has it who knows neither roles nor splits, and the words of some recordings only."""
+    lines = [
+        json.dumps({"audio": f"{r.line}.wav", **({"text": r.text} if r.line < spoken else {})})
+        for r in corpus.recordings
+    ]
+    (directory / "plain.jsonl").write_text("\n".join(lines) + "\n")
+    return directory / "plain.jsonl"
+
+
+def plain_config(config: Path, manifest: Path) -> Path:
+    """Settings that name nothing but files."""
+    settings = yaml.safe_load(config.read_text())
+    kept = {name: settings[name] for name in ("audio", "text_model", "vocabulary", "output")}
+    config.write_text(yaml.safe_dump({**kept, "manifest": str(manifest)}))
+    return config
+
+
+def test_a_manifest_of_audio_and_text_alone_gives_every_mix(
+    corpus: Corpus, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = plain_config(config, plain_manifest(corpus, config.parent, 20))
+    assert run(monkeypatch, "prepare_data.py", plain) == 0
+    summary = read_summary(config)
+    num_texts = len({r.text for r in corpus.recordings[:20]})
+    counts = {"continuation": (24, 0), "asr": (20, 4), "tts": (20, 4), "interleaved": (20, 4), "text": (num_texts, 4)}
+    assert {name: (found["documents"], found["without_text"]) for name, found in summary.items()} == {
+        f"pretraining/train/{task}": count for task, count in counts.items()
+    }
+    assert json.loads((config.parent / "data/summary.json").read_text())["impossible"] == {}
+    assert "no documents" not in capsys.readouterr().out
+
+
+def test_mixes_that_need_words_are_told_where_there_are_none(
+    corpus: Corpus, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = plain_config(config, plain_manifest(corpus, config.parent, 0))
+    assert run(monkeypatch, "prepare_data.py", plain) == 0
+    printed = capsys.readouterr().out
+    for task in ("asr", "tts", "interleaved", "text"):
+        assert f"train/{task}: no documents: none of the 24 recordings has a text, which {task} needs" in printed
+        assert not documents_exist(config.parent / "data/pretraining/train" / task)
+    assert len(Documents(config.parent / "data/pretraining/train/continuation")) == 24
+
+
+def test_what_the_recordings_came_through_is_noted_for_inference(
+    corpus: Corpus, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(corpus.directory / "audio", "digest", {"documents": 24, "resampler": "a resampler"})
+    run(monkeypatch, "prepare_data.py", config)
+    (corpus.directory / "audio.json").unlink()
+    assert record_of(config.parent / "data/sft/train")["resampler"] == "a resampler"
+    assert record_of(config.parent / "data/pretraining/train/asr")["resampler"] == "a resampler"
 
 
 @pytest.mark.parametrize(
