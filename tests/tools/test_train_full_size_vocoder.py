@@ -1,0 +1,122 @@
+"""`tools/train_vocoder.py flow` and `hift`, run as a user would, at a tiny size for a few steps."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from megatron_aqaa.config import load_config
+from megatron_aqaa.data.audio_tokens import TokenizeConfig, tokenize_manifest
+from megatron_aqaa.network_file import load_network
+from megatron_aqaa.training.full_size_vocoder import FlowTrainConfig, HiftTrainConfig
+from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch
+from megatron_aqaa.vocoder.cosyvoice.hift import HiftConfig, HiftGenerator
+from megatron_aqaa.vocoder.discriminators import DiscriminatorConfig
+from tests.tokenizer.tiny import write_corpus, write_tokenizer
+
+ROOT = Path(__file__).parents[2]
+HIFT = {"base_channels": 16, "f0_channels": 8, "kernel_sizes": [3]}
+JUDGES = {"periods": [2], "period_channels": [4, 4], "resolutions": [[512, 50, 240]], "spectrum_channels": 4}
+ENCODER = {"input_size": 16, "output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 1}
+ESTIMATOR = {"channels": [16, 16], "num_transformer_blocks": 1, "num_mid_blocks": 1, "num_heads": 2, "head_size": 8}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with speech, tokens and the two configurations."""
+    run = tmp_path_factory.mktemp("run")
+    manifest = write_corpus(run / "speech", 8)
+    (run / "tokenizer").mkdir()
+    write_tokenizer(run / "tokenizer")
+    tokenize_manifest(TokenizeConfig(manifest, run / "tokenizer", run / "tokens", num_workers=0))
+    shared = {"speech": {"manifest": str(manifest), "role": "user"}, "held_out": "unseen_voice", "num_held_out": 2}
+    flow = {
+        "tokens": str(run / "tokens" / "audio"),
+        "vocabulary": str(run / "tokenizer" / "vocabulary.yaml"),
+        "model": {"encoder": ENCODER, "estimator": ESTIMATOR, "chunk_tokens": [5, 10]},
+        "batching": {"max_batch_s": 2.0, "num_buckets": 2},
+        "steps": 2,
+        "fit": {"steps": 4, "warmup_steps": 1, "checkpoint_interval": 2, "log_interval": 1},
+    }
+    hift = {
+        "model": HIFT,
+        "discriminators": JUDGES,
+        "batch_size": 2,
+        "crop_length": 5120,
+        "tensorboard": True,
+        "fit": {"steps": 4, "checkpoint_interval": 2, "log_interval": 1, "validation_interval": 2},
+    }
+    for name, settings in (("flow", flow), ("hift", hift)):
+        (run / f"{name}.yaml").write_text(yaml.safe_dump(shared | settings | {"output": str(run / name)}))
+    return run
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    def run_tool(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["train_vocoder", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "tools" / "train_vocoder.py"), run_name="__main__")
+        return int(stop.value.code or 0)
+
+    return run_tool
+
+
+def test_flow(run: Path, call: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("flow", run / "flow.yaml") == 0
+    report = json.loads((run / "flow" / "report.json").read_text())
+    assert report.keys() == {"mel_l1", "variance_ratio"}
+    assert f"mel_l1           {report['mel_l1']:.4f}" in capsys.readouterr().out
+    steps = [json.loads(line)["step"] for line in (run / "flow" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    model = load_network(FlowModel, FlowConfig, run / "flow" / "model.pt", "this test")
+    assert (
+        model.sample(TokenBatch(torch.tensor([[3, 900, 1024, 5119, 2000]])), torch.zeros(1, 10, 80), 1).shape[1] == 10
+    )
+
+
+def test_hift(run: Path, call: Callable[..., int]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert call("hift", run / "hift.yaml") == 0
+    report = json.loads((run / "hift" / "report.json").read_text())
+    assert report.keys() == {"mel_l1", "f0_error_hz"}
+    records = [json.loads(line) for line in (run / "hift" / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 2, 3, 4, 4]  # validated after 2 and 4
+    assert records[-1]["mel_l1"] == pytest.approx(report["mel_l1"], rel=0.05)  # other noise in the source
+    assert records[0].keys() >= {"loss", "deception", "feature", "mel", "relativistic", "pitch", "discriminator_loss"}
+    model = load_network(HiftGenerator, HiftConfig, run / "hift" / "model.pt", "this test")
+    assert model(torch.zeros(1, 4, 80)).waveform.shape == (1, 1024)
+
+    board = EventAccumulator(str(run / "hift" / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("mel_l1")] == [2, 4]
+    assert {event.step for event in board.Audio("recording 1 generated")} <= {2, 4}
+    picture = board.Images("recording 1 generated mel")[-1]
+    assert (picture.height, picture.width > 40) == (80, True)
+
+
+def test_a_vocabulary_of_another_size_is_named(
+    run: Path, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("flow", run / "flow.yaml", "model.vocab_size=4096", f"output={run / 'other'}") == 2
+    assert "model.vocab_size = 4096" in capsys.readouterr().err
+    assert call("hift", run / "hift.yaml", "crop_length=5000", f"output={run / 'other'}") == 2
+    assert "crop_length = 5000: must be a multiple of the mel's hop_length 256" in capsys.readouterr().err
+
+
+def test_the_examples_are_the_published_sizes() -> None:
+    flow = load_config(FlowTrainConfig, ROOT / "examples/vocoder/flow.yaml")
+    hift = load_config(HiftTrainConfig, ROOT / "examples/vocoder/hift.yaml")
+    assert flow.model == FlowConfig()
+    assert (hift.model, hift.discriminators) == (HiftConfig(), DiscriminatorConfig())
+    assert [flow.fit.rate(step) for step in (0, 2499, 499_999)] == pytest.approx([0.001 / 2500, 0.001, 0.001])
+    assert hift.fit.rate_ratio(999_999) == 1.0
+    assert hift.crop_length % hift.model.mel.hop_length == 0

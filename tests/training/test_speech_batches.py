@@ -1,0 +1,120 @@
+"""Batches of the full-size vocoder: pure functions of their number, aligned, and clear about what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from megatron_aqaa.audio.io import load_waveform
+from megatron_aqaa.data.audio_loading.batch_plan import Batching
+from megatron_aqaa.data.audio_tokens import TokenizeConfig, tokenize_manifest
+from megatron_aqaa.data.indexed import Documents
+from megatron_aqaa.training.speech_batches import SoundAnalysis, SoundCrops, TokenizedRecordings, chosen
+from megatron_aqaa.training.voice_corpus import VoiceSelection
+from megatron_aqaa.vocabulary import Vocabulary
+from megatron_aqaa.vocoder.cosyvoice.flow_model import WIDE_MEL, FlowConfig
+from megatron_aqaa.vocoder.cosyvoice.token_ids import flat_ids
+from tests.tokenizer.tiny import write_corpus, write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    manifest = write_corpus(folder / "speech", 8)
+    (folder / "tokenizer").mkdir()
+    write_tokenizer(folder / "tokenizer")
+    tokenize_manifest(TokenizeConfig(manifest, folder / "tokenizer", folder / "tokens", num_workers=0))
+    return folder
+
+
+def selection(folder: Path, split: str = "train") -> VoiceSelection:
+    return VoiceSelection(folder / "speech" / "manifest.jsonl", "user", split)
+
+
+def recordings(folder: Path, max_batch_s: float = 2.0) -> TokenizedRecordings:
+    vocabulary = Vocabulary.load(folder / "tokenizer" / "vocabulary.yaml")
+    batching = Batching(max_batch_s=max_batch_s, num_buckets=2)
+    return TokenizedRecordings(selection(folder), folder / "tokens" / "audio", vocabulary, FlowConfig(), batching)
+
+
+def test_crops_are_functions_of_their_number(folder: Path) -> None:
+    first, second = (SoundCrops(selection(folder), WIDE_MEL, 3, 5120, seed=1) for _ in range(2))
+    for number in (0, 5, 5):
+        for one, two in zip(first(number), second(number), strict=True):
+            assert torch.equal(one, two)
+    assert not torch.equal(first(0).waveform, first(1).waveform)
+    batch = first(0)
+    assert (batch.waveform.shape, batch.mel.shape, batch.f0_hz.shape) == ((3, 5120), (3, 20, 80), (3, 20))
+
+
+def test_a_crop_lies_in_a_recording(folder: Path) -> None:
+    crops = SoundCrops(selection(folder), WIDE_MEL, 2, 5120)
+    sound = [load_waveform(recording.audio, 22050).numpy() for recording in chosen(selection(folder))]
+    for crop in crops(3).waveform.numpy():
+        views = [np.lib.stride_tricks.sliding_window_view(waveform, 5120) for waveform in sound]
+        assert any((view[:, ::512] == crop[::512]).all(axis=1).any() for view in views)
+
+
+def test_short_recordings_are_followed_by_silence(folder: Path) -> None:
+    batch = SoundCrops(selection(folder), WIDE_MEL, 2, 256 * 100)(0)
+    assert batch.waveform.shape == (2, 25600)
+    assert not batch.waveform[:, -2000:].any() and not batch.f0_hz[:, -5:].any()
+
+
+def test_pitch_of_a_hum() -> None:
+    time = torch.arange(22016) / 22050
+    hum = sum(torch.sin(2 * torch.pi * 147 * k * time) / k for k in range(1, 10))[None] * 0.2
+    f0_hz = SoundAnalysis(WIDE_MEL)(hum).f0_hz[0, 5:-5]
+    torch.testing.assert_close(f0_hz, torch.full_like(f0_hz, 147.0), rtol=0.01, atol=0)
+
+
+def test_tokenized_recordings_come_whole_and_aligned(folder: Path) -> None:
+    source = recordings(folder)
+    documents, vocabulary = Documents(folder / "tokens" / "audio"), source.vocabulary
+    for index, recording in enumerate(source.recordings):
+        spoken = source.one(index)
+        assert torch.equal(spoken.tokens, flat_ids(documents[recording.line].token_ids, vocabulary))
+        assert len(spoken.mel) == FlowConfig().num_frames(len(spoken.tokens))
+        waveform = load_waveform(recording.audio, 22050)
+        frame = source.log_mel(waveform[None, 5 * 256 : 20 * 256])[0, :, 5]  # frame 10, far from both ends
+        torch.testing.assert_close(spoken.mel[10], frame)
+
+
+def test_an_epoch_holds_every_recording_once_and_the_next_one_too(folder: Path) -> None:
+    source = recordings(folder)
+    sizes = [len(source.plan.epoch(epoch)) for epoch in (0, 1)]
+    for start, stop in ((0, sizes[0]), (sizes[0], sum(sizes))):
+        batches = [source(number) for number in range(start, stop)]
+        lengths = [batch.tokens.lengths for batch in batches]
+        found = sorted(
+            length
+            for batch, known in zip(batches, lengths, strict=True)
+            for length in (known.tolist() if known is not None else [batch.tokens.tokens.shape[1]] * len(batch.mel))
+        )
+        assert found == sorted(int(source.documents.lengths[r.line]) for r in source.recordings)
+    assert torch.equal(source(1).mel, recordings(folder)(1).mel)
+    assert torch.equal(source(sum(sizes) - 1).mel, recordings(folder)(sum(sizes) - 1).mel)
+
+
+def test_padding_is_told_from_tokens(folder: Path) -> None:
+    batch = next(b for b in map(recordings(folder, 4.0), range(9)) if b.tokens.lengths is not None)
+    for row, length in enumerate(batch.tokens.lengths.tolist()):
+        assert not batch.mel[row, FlowConfig().num_frames(length) :].any()
+        assert not batch.tokens.tokens[row, length:].any()
+
+
+def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no recording of role user and split nowhere; splits: train, unseen_voice"):
+        SoundCrops(selection(folder, "nowhere"), WIDE_MEL, 2, 5120)
+    with pytest.raises(ValueError, match="crop_length = 5000"):
+        SoundCrops(selection(folder), WIDE_MEL, 2, 5000)
+    source = recordings(folder)
+    longer = tmp_path / "longer.wav"
+    soundfile.write(longer, np.zeros(16000 * 3), 16000)
+    source.recordings = [type(r)(**(vars(r) | {"audio": longer})) for r in source.recordings]
+    with pytest.raises(ValueError, match=r"longer.wav: 3.00 s, but its 20 tokens last 0.48 s; tokenize"):
+        source.one(0)
