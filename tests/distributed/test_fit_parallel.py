@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_aqaa.tokenizer.quantizers import VectorQuantizer, VqEmaConfig
 from megatron_aqaa.training.fit import FitConfig, fit
 from tests.distributed.launch import run
 
@@ -70,6 +71,54 @@ def plain(directory: Path) -> list[torch.Tensor]:
     config = replace(CONFIG, num_shares=1 if single else 2, autocast=False)
     fit(model, doubled_batch_at if single else batch_at, losses, config, directory, "test")
     return [parameter.detach() for parameter in model.parameters()]
+
+
+class Quantizing(torch.nn.Module):
+    """With a codebook that no gradient moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.last = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+        self.quantizer = VectorQuantizer(8, VqEmaConfig(num_codes=16, code_size=3, decay=0.8))
+
+    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        quantized = self.quantizer(self.first(batch)[None], torch.ones(1, len(batch), dtype=torch.bool))
+        return self.last(quantized.embedded[0]), quantized.loss
+
+
+def quantizing_losses(model: torch.nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    rebuilt, committed = model(batch)
+    return {"loss": (rebuilt - batch).square().mean() + committed}
+
+
+def quantizing(directory: Path, config: FitConfig) -> dict[str, torch.Tensor]:
+    model = Quantizing()
+    fit(model, batch_at, quantizing_losses, config, directory, "test")
+    return model.state_dict()
+
+
+def test_codebooks_of_two_processes_equal_that_of_one(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=10, autocast=False)
+    alone = quantizing(tmp_path / "one", config)
+    assert alone["quantizer.updates"] == 10 and not alone["quantizer.codebook"].equal(Quantizing().quantizer.codebook)
+    for together in run(quantizing, 2, tmp_path / "two", config):
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_resumed_codebook_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    straight = quantizing(tmp_path / "straight", replace(CONFIG, steps=9))
+
+    def stopping_at_5(number: int) -> torch.Tensor:
+        if number == 10:  # two shares a step
+            raise RuntimeError("killed")
+        return batch_at(number)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(Quantizing(), stopping_at_5, quantizing_losses, replace(CONFIG, steps=9), tmp_path / "killed", "test")
+    for name, value in quantizing(tmp_path / "killed", replace(CONFIG, steps=9)).items():
+        assert torch.equal(straight[name], value), name
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
