@@ -12,8 +12,8 @@ With `merge=true` it writes the data set that the shards have made, or names the
 it tokenizes what is left and writes the data set. All ways give the same bytes.
 
 A recording that cannot be used is set aside in `rejects.jsonl` with the reason, the others go on. `report.json` tells
-hours, tokens and how the codebooks are used. Run the same command again after an interruption: finished blocks are
-kept, and the result is the same to the last byte.
+hours, tokens, rejects and how the codebooks are used, `summary.html` shows it. Run the same command again after an
+interruption: finished blocks are kept, and the result is the same to the last byte.
 Exit codes: 0 done, 1 done but some recordings were rejected, 2 wrong settings or files, 130 interrupted.
 """
 
@@ -64,7 +64,7 @@ def tokenize(config: TokenizeConfig) -> int:
 def print_report(path: Path) -> None:
     """Hours, tokens and the use of both codebooks."""
     report = json.loads(path.read_text())
-    print(f"{report['hours']:.2f} h, {report['num_tokens']:,} tokens")
+    print(f"{report['hours']:.2f} h, {report['num_tokens']:,} tokens; see {path.with_name('summary.html')}")
     for name in ("linguistic", "semantic"):
         use = report[name]
         print(f"{name}: {use['used']} of {use['size']} codes, perplexity {use['perplexity']:.0f}")

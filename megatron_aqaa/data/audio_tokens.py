@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from megatron_aqaa.data.finished import digest_of, finish
 from megatron_aqaa.data.indexed import DocumentWriter
@@ -18,6 +19,7 @@ from megatron_aqaa.data.shard import Shard, parse_shard
 from megatron_aqaa.data.speech_sources import open_source
 from megatron_aqaa.data.token_inputs import claim
 from megatron_aqaa.data.token_report import token_report
+from megatron_aqaa.data.token_summary import write_summary
 from megatron_aqaa.tokenizer.corpus import MAX_DURATION_S, Block, BlockTokenizer
 from megatron_aqaa.vocabulary import Vocabulary
 from megatron_aqaa.whole_file import write_whole
@@ -31,8 +33,8 @@ class TokenizeConfig:
         manifest: `manifest.jsonl`; every line names its `audio`, relative to the manifest. Or WebDataset tars: a folder
             of them, one of them, `train-*.tar`, `train-{000..031}.tar`.
         tokenizer: a tokenizer directory.
-        output: receives `audio.bin/.idx/.json`, `rejects.jsonl` and `report.json`, for tars `manifest.jsonl` too;
-            `blocks/` is for resuming.
+        output: receives `audio.bin/.idx/.json`, `rejects.jsonl`, `report.json`, `summary.json` and `.html`, for
+            tars `manifest.jsonl` too; `blocks/` is for resuming.
         num_workers: processes; 0 works in the calling process.
         lines_per_block: unit of work, of resuming and of sharing between machines.
         batch_size: recordings encoded at a time.
@@ -117,15 +119,16 @@ class Tokenization:
         self._check_complete()
         config, vocabulary = self.config, Vocabulary.load(self.config.tokenizer / "vocabulary.yaml")
         blocks = [block for unit in range(self.source.num_units) for block in self.source.blocks(unit)]
-        rejects = join_blocks(blocks, config.output / "audio", vocabulary)
+        rejects, took_s = join_blocks(blocks, config.output / "audio", vocabulary)
         names = (str(audio) for block in blocks for audio in block.audio)
         audio = {line: name for line, name in enumerate(names) if line in rejects}
-        records = ({"line": line + 1, "audio": audio[line], "reason": rejects[line]} for line in rejects)
+        records = [{"line": line + 1, "audio": audio[line], "reason": rejects[line]} for line in rejects]
         write_whole(config.output / "rejects.jsonl", "".join(json.dumps(record) + "\n" for record in records))
         report = token_report(config.output / "audio", self.source.manifest(config.output), vocabulary)
-        write_whole(config.output / "report.json", json.dumps({**report, "rejected": len(rejects)}))
         noted = json.loads((config.output / "blocks/inputs.json").read_text())
-        record = {"documents": report["recordings"], "rejected": len(rejects), "resampler": noted["resampler"]}
+        write_summary(config.output, report, records, took_s, noted["resampler"])
+        num_documents = sum(map(len, blocks))
+        record = {"documents": num_documents, "rejected": len(rejects), "resampler": noted["resampler"]}
         finish(config.output / "audio", digest_of(noted), record)
         return len(rejects)
 
@@ -167,14 +170,22 @@ def tokenize_manifest(config: TokenizeConfig, on_progress: Callable[[int], objec
     return work.merge() if config.part is None else 0
 
 
-def join_blocks(blocks: Sequence[Block], prefix: Path, vocabulary: Vocabulary) -> dict[int, str]:
-    """Write the tokens of all blocks as one data set, a single `pad` for a rejected line.
+class Joined(NamedTuple):
+    """What is to be told of joined blocks.
 
-    Returns:
-        Rejected line, from 0 → reason.
+    Attributes:
+        rejects: rejected line, from 0 → reason.
+        took_s: processor time of all blocks.
     """
+
+    rejects: dict[int, str]
+    took_s: float
+
+
+def join_blocks(blocks: Sequence[Block], prefix: Path, vocabulary: Vocabulary) -> Joined:
+    """Write the tokens of all blocks as one data set, a single `pad` for a rejected line."""
     rejects: dict[int, str] = {}
-    first = 0
+    first, took_s = 0, 0.0
     with DocumentWriter(prefix, vocabulary) as writer:
         for block in blocks:
             tokens = block.read()
@@ -182,4 +193,5 @@ def join_blocks(blocks: Sequence[Block], prefix: Path, vocabulary: Vocabulary) -
                 writer.add(token_ids if len(token_ids) else [vocabulary.pad])
             rejects |= {first + line: reason for line, reason in tokens.rejects.items()}
             first += len(block)
-    return rejects
+            took_s += tokens.took_s
+    return Joined(rejects, took_s)

@@ -74,7 +74,7 @@ class ChatAudio:
         digest = digest_of([block.path.name for block in self.blocks])
         record = finished(self.prefix, digest)
         if record is None:
-            rejects = join_blocks(self.blocks, self.prefix, self.vocabulary)
+            rejects = join_blocks(self.blocks, self.prefix, self.vocabulary).rejects
             record = {"documents": len(self.paths), "rejects": {str(line): why for line, why in rejects.items()}}
             finish(self.prefix, digest, record)
         rejects = {int(line): why for line, why in record["rejects"].items()}

@@ -20,6 +20,18 @@ from megatron_aqaa.tokenizer.features import FRAMES_PER_GROUP
 from megatron_aqaa.vocabulary import GROUP_DURATION_S, GROUP_SIZE, Vocabulary
 
 TRAINED = "train"
+_LENGTHS_S = (
+    ("< 1 s", 1.0),
+    ("1–2 s", 2.0),
+    ("2–5 s", 5.0),
+    ("5–10 s", 10.0),
+    ("10–20 s", 20.0),
+    ("20–30 s", 30.0),
+    ("30–60 s", 60.0),
+    ("1–5 min", 300.0),
+    ("5–30 min", 1800.0),
+)
+_LONGER = "≥ 30 min"
 FRAMES_PER_CODE = {"linguistic": linguistic.FRAMES_PER_CODE, "semantic": semantic.FRAMES_PER_CODE}
 
 
@@ -33,27 +45,60 @@ def token_report(prefix: Path, manifest: Path, vocabulary: Vocabulary) -> dict[s
         vocabulary: id layout.
 
     Returns:
-        `hours`, `num_tokens`, and for `linguistic` and `semantic` size, used, perplexity, counts, phone_accuracy.
+        `hours`, `num_tokens`, `recordings`; `splits`: hours, recordings and those with text by split; `lengths`:
+        recordings by length; and for `linguistic` and `semantic` size, used, perplexity, counts, phone_accuracy.
     """
     phones = _phone_index(manifest)
     sizes = {"linguistic": vocabulary.linguistic_size, "semantic": vocabulary.semantic_size}
     counts = {name: _Counts(size, FRAMES_PER_CODE[name], phones) for name, size in sizes.items()}
     starts = {"linguistic_start": vocabulary.linguistic_start, "semantic_start": vocabulary.semantic_start}
-    num_groups, documents = 0, Documents(prefix)
+    splits, documents = _Splits(), Documents(prefix)
     for number, record in enumerate(_records(manifest)):
         token_ids = documents[number].token_ids
         codes = deinterleave_codes(token_ids[vocabulary.is_audio(token_ids)], **starts)
         num_frames = len(codes.semantic) // 3 * FRAMES_PER_GROUP
-        num_groups += len(codes.semantic) // 3
+        splits.add(record, len(codes.semantic) // 3)
         spoken = frame_labels(record["phones"], phones, num_frames) if phones else None
         for name, count in counts.items():
-            count.add(getattr(codes, name), spoken, record.get("split", TRAINED))
-    report: dict[str, Any] = {
-        "hours": num_groups * GROUP_DURATION_S / 3600,
-        "num_tokens": num_groups * GROUP_SIZE,
-        "recordings": len(documents),
-    }
-    return report | {name: count.result() for name, count in counts.items()}
+            count.add(getattr(codes, name), spoken, record.get("split") or TRAINED)
+    return splits.result() | {name: count.result() for name, count in counts.items()}
+
+
+class _Splits:
+    """Sums by split, and lengths."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, dict[str, int]] = {}
+        self.lengths = dict.fromkeys((*(name for name, _ in _LENGTHS_S), _LONGER), 0)
+
+    def add(self, record: dict[str, Any], num_groups: int) -> None:
+        """A recording; one without groups was rejected."""
+        sums = self.sums.setdefault(record.get("split") or TRAINED, {"recordings": 0, "with_text": 0, "groups": 0})
+        sums["recordings"] += num_groups > 0
+        sums["with_text"] += num_groups > 0 and bool(record.get("text"))
+        sums["groups"] += num_groups
+        if num_groups:
+            seconds = num_groups * GROUP_DURATION_S
+            self.lengths[next((name for name, limit_s in _LENGTHS_S if seconds < limit_s), _LONGER)] += 1
+
+    def result(self) -> dict[str, Any]:
+        """Part of the report."""
+        num_groups = sum(sums["groups"] for sums in self.sums.values())
+        splits = {
+            split: {
+                "hours": sums["groups"] * GROUP_DURATION_S / 3600,
+                "recordings": sums["recordings"],
+                "with_text": sums["with_text"],
+            }
+            for split, sums in sorted(self.sums.items())
+        }
+        return {
+            "hours": num_groups * GROUP_DURATION_S / 3600,
+            "num_tokens": num_groups * GROUP_SIZE,
+            "recordings": sum(split["recordings"] for split in splits.values()),
+            "splits": splits,
+            "lengths": self.lengths,
+        }
 
 
 class _Counts:
