@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 import yaml
 
 from megatron_aqaa.data.datasets import DataConfig, build_dataset
 from megatron_aqaa.data.finished import finish, record_of
 from megatron_aqaa.data.indexed import Documents, DocumentWriter, documents_exist
 from megatron_aqaa.data.manifest import select
-from tests.data.tiny_corpus import Corpus, audio_hours, make_corpus
+from megatron_aqaa.vocabulary import Vocabulary
+from tests.data.tiny_corpus import Corpus, audio_hours, make_corpus, write_audio
+from tests.inference.tiny_run import make_run
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -259,3 +262,19 @@ def test_inspect_names_what_is_wrong(
     arguments = [str(corpus.directory / "audio") if argument == "{audio}" else argument for argument in arguments]
     assert run(monkeypatch, "inspect_dataset.py", *arguments, "--tokenizer", corpus.directory) == 2
     assert message in capsys.readouterr().err
+
+
+def test_inspect_speaks_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_directory = make_run(tmp_path / "run")
+    tokenizer, heard = run_directory / "tokenizer", tmp_path / "heard"
+    write_audio(tmp_path / "audio", Vocabulary.load(tokenizer / "vocabulary.yaml"), 3)
+    options = ("--tokenizer", tokenizer, "--vocoder", run_directory, "-o", heard, "--index", 1)
+    assert run(monkeypatch, "inspect_dataset.py", tmp_path / "audio", *options) == 0
+    printed = capsys.readouterr().out
+    assert f"{heard}/record_1.wav: 0.60 s" in printed and f"{heard}/record_2.wav: 0.72 s" in printed
+    assert sorted(path.name for path in heard.iterdir()) == ["record_1.wav", "record_2.wav"]
+    assert soundfile.info(heard / "record_2.wav").duration == pytest.approx(0.72)
+    assert run(monkeypatch, "inspect_dataset.py", tmp_path / "audio", *options[:2], "--vocoder", tmp_path) == 2
+    assert "inspect_dataset: " in capsys.readouterr().err
