@@ -16,13 +16,11 @@ import torch
 
 from megatron_aqaa import platform
 from megatron_aqaa.training.adversarial_state import AdversarialFitConfig, AdversarialState, Half
-from megatron_aqaa.training.fit import on_device
+from megatron_aqaa.training.fit import Validation, on_device
 from megatron_aqaa.training.progress import Progress
 from megatron_aqaa.training.stop import StopRequest
 
 Losses = Mapping[str, torch.Tensor]
-Validation = Callable[[torch.nn.Module, int], Mapping[str, float]]
-"""(generator as it would be exported, step) → what to log; called in the first process alone."""
 
 
 @dataclass(frozen=True)

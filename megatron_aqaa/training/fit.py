@@ -22,6 +22,9 @@ from megatron_aqaa.training.stop import StopRequest
 LossFunction = Callable[[Any, Any], Mapping[str, torch.Tensor]]
 """(model, batch) → losses by name; "loss" is minimised, the others are logged."""
 
+Validation = Callable[[Any, int], Mapping[str, float]]
+"""(model as it would be exported, step) → what to log; called in the first process alone, without gradients."""
+
 
 @runtime_checkable
 class MovedByStep(Protocol):
@@ -46,6 +49,7 @@ class FitConfig:
         num_shares: batches that make a step, each with noise of its own; processes share them out, one does them one
             after the other. So `num_shares` processes equal one process with a batch as many times as large.
         divergence: when training is given up.
+        validation_interval: steps between validations; 0 for none.
     """
 
     steps: int
@@ -64,6 +68,7 @@ class FitConfig:
     divergence: DivergenceConfig = DivergenceConfig()
     checkpoint_interval: int = 500
     log_interval: int = 20
+    validation_interval: int = 0
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0 … steps − 1."""
@@ -79,6 +84,7 @@ def fit(
     config: FitConfig,
     directory: Path,
     title: str,
+    validation: Validation | None = None,
 ) -> None:
     """Train `model` in place; on return it holds the averaged weights, on the CPU, on every process.
 
@@ -89,6 +95,7 @@ def fit(
         config: schedule and optimizer.
         directory: receives `checkpoint.pt` (resume) and `log.jsonl`.
         title: name in the progress display.
+        validation: see `Validation`; every `config.validation_interval` steps and after the last one.
 
     Raises:
         ValueError: the shares of a step cannot be dealt out evenly.
@@ -110,6 +117,8 @@ def fit(
             progress.update(state.step, **values)
             if state.step % config.log_interval == 0 or state.step == config.steps:
                 progress.log({"step": state.step, "rate": config.rate(state.step - 1), **values})
+            if validation and state.is_validated():
+                progress.log({"step": state.step, **state.validated(validation)})
             if stopping or state.step % config.checkpoint_interval == 0 or state.step == config.steps:
                 state.save()
             if stopping:
@@ -165,6 +174,21 @@ class _FitState:
         """Follow the weights; a plain mean at first, so that the start is soon forgotten."""
         weight = max(1.0 - self.config.ema_decay, 1.0 / (self.step + 1))
         torch._foreach_lerp_(self.average, self.parameters, weight)
+
+    def is_validated(self) -> bool:
+        """Whether this process validates after this step."""
+        interval, step = self.config.validation_interval, self.step
+        return self.replicas.is_first and interval > 0 and (step % interval == 0 or step == self.config.steps)
+
+    @torch.no_grad()
+    def validated(self, validation: Validation) -> Mapping[str, float]:
+        """What a validation finds with averaged weights in evaluation mode; training goes on with its own weights."""
+        own = [parameter.detach().clone() for parameter in self.parameters]
+        self.use_average()
+        found = validation(self.model.eval(), self.step)
+        torch._foreach_copy_(self.parameters, own)
+        self.model.train()
+        return found
 
     @torch.no_grad()
     def use_average(self) -> None:

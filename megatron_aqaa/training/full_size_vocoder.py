@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,7 +27,6 @@ from megatron_aqaa.training.sound_board import SoundBoard
 from megatron_aqaa.training.speech_batches import SoundCrops, TokenizedRecordings
 from megatron_aqaa.training.voice_corpus import VoiceSelection
 from megatron_aqaa.vocabulary import Vocabulary
-from megatron_aqaa.vocoder import flow
 from megatron_aqaa.vocoder.adversarial_losses import AdversarialWeights
 from megatron_aqaa.vocoder.cosyvoice.flow_loss import flow_losses
 from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch
@@ -88,6 +86,7 @@ class FlowTrainConfig:
         model: sizes.
         batching: which recordings go together.
         steps: Euler steps of the measurement.
+        tensorboard: show validations under `<output>/tensorboard`.
         start_from: a released `flow.pt` to go on from.
         own: tensors that are not taken from it, such as `input_embedding.weight`.
     """
@@ -102,6 +101,7 @@ class FlowTrainConfig:
     model: FlowConfig = field(default_factory=FlowConfig)
     batching: Batching = field(default_factory=Batching)
     steps: int = 10
+    tensorboard: bool = False
     start_from: Path | None = None
     own: tuple[str, ...] = ()
 
@@ -116,18 +116,14 @@ def train_hift(config: HiftTrainConfig) -> Report:
     model = load_released_hift(config.start_from, config.model) if config.start_from else HiftGenerator(config.model)
     whole_band = dataclasses.replace(mel, f_max_hz=mel.sample_rate_hz / 2)
     adversary = hift_adversary(config.weights, [MelSpectrogram(whole_band).to(platform.device())])
-    first = platform.Replicas.join().is_first
-    board = SoundBoard(config.output / "tensorboard") if config.tensorboard and first else None
+    board = _board(config)
 
-    def validation(generator: torch.nn.Module, step: int) -> Mapping[str, float]:
+    def validation(generator: HiftGenerator, step: int) -> Report:
         return hift_report(generator, held_out, config.num_held_out, board, step)
 
     judges = Discriminators(config.discriminators)
     fit_adversarially(model, judges, crops, adversary, config.fit, config.output, "HiFT", validation)
-    report = hift_report(model, held_out, config.num_held_out) if first else {}
-    if board:
-        board.close()
-    return _finish(model, config, report)
+    return _finish(model, config, hift_report(model, held_out, config.num_held_out), board)
 
 
 def train_flow(config: FlowTrainConfig) -> Report:
@@ -147,15 +143,21 @@ def train_flow(config: FlowTrainConfig) -> Report:
         if config.start_from
         else FlowModel(config.model)
     )
-    fit(model, recordings, flow_losses, config.fit, config.output, "flow model")
-    if not platform.Replicas.join().is_first:
-        return {}
-    vocabulary.save(config.output / "vocabulary.yaml")
-    return _finish(model, config, flow_report(model, held_out, config.num_held_out, config.steps))
+    board = _board(config)
+
+    def validation(model: FlowModel, step: int) -> Report:
+        return flow_report(model, held_out, config.num_held_out, config.steps, board, step)
+
+    fit(model, recordings, flow_losses, config.fit, config.output, "flow model", validation)
+    if platform.Replicas.join().is_first:
+        vocabulary.save(config.output / "vocabulary.yaml")
+    return _finish(model, config, flow_report(model, held_out, config.num_held_out, config.steps), board)
 
 
 @torch.no_grad()
-def hift_report(model: Any, corpus: SoundCrops, limit: int, board: SoundBoard | None = None, step: int = 0) -> Report:
+def hift_report(
+    model: HiftGenerator, corpus: SoundCrops, limit: int, board: SoundBoard | None = None, step: int = 0
+) -> Report:
     """Errors of sound made from natural mel: log-mel L1, and F0 in Hz where voiced; means over recordings."""
     log_mel, rows = MelSpectrogram(model.config.mel), []
     for index in range(min(limit, len(corpus.recordings))):
@@ -177,16 +179,36 @@ def hift_report(model: Any, corpus: SoundCrops, limit: int, board: SoundBoard | 
 
 
 @torch.no_grad()
-def flow_report(model: FlowModel, corpus: TokenizedRecordings, limit: int, steps: int) -> Report:
-    """Errors of mel drawn from tokens: L1, and the ratio of drawn to natural variance; means over recordings."""
-    torch.manual_seed(0)
-    rows = []
+def flow_report(
+    model: FlowModel,
+    corpus: TokenizedRecordings,
+    limit: int,
+    steps: int,
+    board: SoundBoard | None = None,
+    step: int = 0,
+) -> Report:
+    """Errors of mel drawn from tokens, always with the same noise: L1, and the ratio of drawn to natural variance."""
+    source, rows = torch.Generator().manual_seed(0), []
+    device = model.encoder_proj.weight.device
     for index in range(min(limit, len(corpus.recordings))):
         spoken = corpus.one(index)
-        drawn = model.sample(TokenBatch(spoken.tokens[None]), torch.randn_like(spoken.mel)[None], steps, flow.GUIDANCE)
-        error, ratio = (drawn[0] - spoken.mel).abs().mean(), drawn.var() / spoken.mel.var()
+        noise = torch.randn(1, *spoken.mel.shape, generator=source).to(device)
+        drawn = model.sample(TokenBatch(spoken.tokens[None].to(device)), noise, steps)[0].cpu()
+        error, ratio = (drawn - spoken.mel).abs().mean(), drawn.var() / spoken.mel.var()
         rows.append({"mel_l1": float(error), "variance_ratio": float(ratio)})
-    return _mean(rows)
+        if board and index < NUM_SHOWN:
+            board.picture(step, f"recording {index} drawn", drawn)
+            board.picture(step, f"recording {index} natural", spoken.mel)
+    report = _mean(rows)
+    if board:
+        board.numbers(step, report)
+    return report
+
+
+def _board(config: HiftTrainConfig | FlowTrainConfig) -> SoundBoard | None:
+    """Of the first process, if it is asked for."""
+    wanted = config.tensorboard and platform.Replicas.join().is_first
+    return SoundBoard(config.output / "tensorboard") if wanted else None
 
 
 def _held_out(config: HiftTrainConfig | FlowTrainConfig) -> VoiceSelection:
@@ -199,7 +221,11 @@ def _mean(rows: Iterable[Mapping[str, float]]) -> Report:
     return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
 
-def _finish(model: torch.nn.Module, config: HiftTrainConfig | FlowTrainConfig, report: Report) -> Report:
+def _finish(
+    model: torch.nn.Module, config: HiftTrainConfig | FlowTrainConfig, report: Report, board: SoundBoard | None
+) -> Report:
+    if board:
+        board.close()
     if not platform.Replicas.join().is_first:
         return {}
     save_config(config, config.output / "config.yaml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,21 @@ def test_rate_warms_up_and_decays() -> None:
 def test_nan_stops_with_the_step(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="step 0"):
         fit(network(), batch_at, lambda m, b: {"loss": m(b).sum() * float("nan")}, CONFIG, tmp_path, "test")
+
+
+def test_validation_sees_the_average_and_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    seen = []
+
+    def validation(model: torch.nn.Module, step: int) -> dict[str, float]:
+        assert not model.training and not torch.is_grad_enabled()
+        torch.manual_seed(0)  # what it draws is its own affair
+        seen.append([p.detach().clone() for p in model.parameters()])
+        return {"held_out": float(step)}
+
+    model, config = network(), replace(CONFIG, validation_interval=5)
+    fit(model, batch_at, loss_function, config, tmp_path / "a", "test", validation)
+    exported = [p.detach() for p in model.parameters()]
+    for one, two, last in zip(exported, run(tmp_path / "b"), seen[-1], strict=True):
+        assert torch.equal(one, two) and torch.equal(one, last)
+    records = map(json.loads, (tmp_path / "a" / "log.jsonl").read_text().splitlines())
+    assert [record["held_out"] for record in records if "held_out" in record] == [5.0, 10.0, 12.0]
