@@ -117,7 +117,11 @@ class MelSpectrogram(nn.Module):
             center=False,
             return_complex=True,
         )
-        energy = spectrum.real**2 + spectrum.imag**2
+        return self.of_energy(spectrum.real**2 + spectrum.imag**2)
+
+    def of_energy(self, energy: Tensor) -> Tensor:
+        """As `forward`, of energies [B, n_fft // 2 + 1, F]."""
+        config = self.config
         # The tiny constant keeps the gradient of the root finite in digital silence.
         magnitude = energy if config.power == 2 else torch.sqrt(energy + 1e-9)
         return torch.log(torch.clamp(self.bands @ magnitude, min=config.floor))

@@ -60,7 +60,11 @@ class WhisperMel(nn.Module):
         """
         spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, window=self.window, center=False, return_complex=True)
         spectrum = spectrum[..., :-1]
-        energy = spectrum.real.square() + spectrum.imag.square()  # `abs` takes roots: half the time of it all
+        # `abs` takes roots: half the time of it all
+        return self.of_energy(spectrum.real.square() + spectrum.imag.square(), lengths)
+
+    def of_energy(self, energy: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """As `of_padded`, of energies [B, 201, F]."""
         decades = torch.log10(torch.clamp(self.bands @ energy, min=1e-10))
         if lengths is None:
             loudest = decades.amax((1, 2), keepdim=True)

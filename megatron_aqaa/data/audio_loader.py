@@ -66,6 +66,11 @@ class AudioLoaderConfig:
                 f"{self.batching.max_batch_s}: no batch could hold such a recording"
             )
 
+    @property
+    def min_samples(self) -> int:
+        """Shortest waveform that can be used."""
+        return max(self.features.min_samples, self.effects.min_samples(self.sample_rate_hz))
+
 
 @dataclass(frozen=True)
 class AudioBatch:

@@ -74,21 +74,16 @@ def read_waveform(record: AudioRecord, config: AudioLoaderConfig) -> torch.Tenso
     """[N] as it is recorded, at the rate of the settings.
 
     Raises:
-        AudioError: It cannot be read, is too short for the features, or goes on although its manifest says otherwise.
+        AudioError: It cannot be read, is too short, or is longer than all recordings may be, unlike its record says.
     """
-    blocks = read_blocks(record.audio, config.sample_rate_hz)
-    waveform = _joined(blocks, record.name, config.source.max_duration_s * config.sample_rate_hz)
-    if len(waveform) < config.features.min_samples:
-        raise AudioError(
-            f"{record.name}: {len(waveform)} samples, {config.features.kind} needs {config.features.min_samples}"
-        )
-    return waveform
-
-
-def _joined(blocks: Iterator[torch.Tensor], name: str, max_samples: float) -> torch.Tensor:
-    parts = []
-    for block in blocks:
+    parts, count = [], 0
+    for block in read_blocks(record.audio, config.sample_rate_hz):
         parts.append(block)
-        if sum(map(len, parts)) > 1.1 * max_samples:  # headers of mp3 files tell the duration roughly
-            raise AudioError(f"{name}: is longer than max_duration_s, unlike its record says; correct duration_s there")
+        count += len(block)
+        if count > 1.1 * config.source.max_duration_s * config.sample_rate_hz:  # mp3 headers are not exact
+            raise AudioError(
+                f"{record.name}: goes on after {record.duration_s:g} s, which its record promises; correct it"
+            )
+    if count < config.min_samples:
+        raise AudioError(f"{record.name}: {count} samples, at least {config.min_samples} are needed")
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from megatron_aqaa.data.audio_loader import AudioBatch, AudioLoader, AudioLoaderConfig
+from megatron_aqaa.data.audio_loading.open import has_dali
 from megatron_aqaa.data.torch_loader import TorchLoader
 
 Open = Callable[[AudioLoaderConfig], AudioLoader]
+needs_dali = pytest.mark.skipif(not has_dali(), reason="needs NVIDIA DALI: pip install 'megatron-aqaa[dali]'")
 
 
 def torch_loader(config: AudioLoaderConfig) -> AudioLoader:
@@ -21,7 +24,13 @@ def torch_workers(config: AudioLoaderConfig) -> AudioLoader:
     return TorchLoader(dataclasses.replace(config, num_workers=2))
 
 
-LOADERS = [torch_loader, torch_workers]
+def dali_loader(config: AudioLoaderConfig) -> AudioLoader:
+    from megatron_aqaa.data.dali_loader import DaliLoader
+
+    return DaliLoader(config)
+
+
+LOADERS = [torch_loader, torch_workers, pytest.param(dali_loader, marks=needs_dali)]
 
 
 def assert_same(one: AudioBatch, other: AudioBatch) -> None:

@@ -15,7 +15,7 @@ from megatron_aqaa.data.audio_loading.batch_plan import Batching
 from megatron_aqaa.data.audio_loading.effects import Effects
 from megatron_aqaa.data.audio_loading.features import Features
 from megatron_aqaa.data.audio_loading.records import AudioSource
-from tests.data.audio_loaders import LOADERS, Open, assert_same
+from tests.data.audio_loaders import LOADERS, Open, assert_same, torch_loader
 from tests.data.damaged_audio import write_damaged
 from tests.data.recordings import write_manifest, write_mixed
 
@@ -150,15 +150,15 @@ def test_a_batch_of_nothing_but_damage_is_left_out(open_loader: Open, tmp_path: 
     ],
 )
 def test_a_state_of_other_settings_is_refused(corpus: Path, changes: dict[str, object], message: str) -> None:
-    state = LOADERS[0](small_batches(corpus)).state_dict()
+    state = torch_loader(small_batches(corpus)).state_dict()
     if "source" in changes:
         changes = {"source": AudioSource(corpus, max_duration_s=1)}
     with pytest.raises(ValueError, match=message):
-        LOADERS[0](small_batches(corpus, **changes)).load_state_dict(state)
+        torch_loader(small_batches(corpus, **changes)).load_state_dict(state)
 
 
 def test_a_state_of_another_resampler_is_refused(corpus: Path) -> None:
-    loader = LOADERS[0](small_batches(corpus))
+    loader = torch_loader(small_batches(corpus))
     with pytest.raises(ValueError, match="made with the resampler 'other 2', but here recordings pass through 'soxr"):
         loader.load_state_dict({**loader.state_dict(), "resampler": "other 2"})
 

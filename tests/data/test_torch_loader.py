@@ -53,11 +53,10 @@ def test_one_batch_whatever_the_source_and_the_number_of_processes(tmp_path: Pat
 
 def test_a_recording_longer_than_its_manifest_says(tmp_path: Path) -> None:
     path = write_mixed(tmp_path, 1, 16000)[0]
-    path.write_bytes(path.read_bytes())
     (tmp_path / "m.jsonl").write_text(f'{{"audio": "{path.name}", "duration_s": 0.2}}\n')
     config = AudioLoaderConfig(AudioSource(tmp_path / "m.jsonl", max_duration_s=0.3), num_workers=0)
     loader = TorchLoader(config)
-    with pytest.warns(UserWarning, match="longer than max_duration_s, unlike its record says"):
+    with pytest.warns(UserWarning, match="goes on after 0.2 s, which its record promises"):
         assert list(loader) == []
 
 

@@ -46,6 +46,10 @@ class Effects:
             if low > high:
                 raise ValueError(f"{name} {low} … {high}: the range must not fall")
 
+    def min_samples(self, sample_rate_hz: int) -> int:
+        """Shortest waveform that can be treated: one window, if silence is looked for."""
+        return 1 if self.trim_db is None else round(TRIM_WINDOW_S * sample_rate_hz)
+
 
 class Draw(NamedTuple):
     """What was drawn for one recording.
@@ -100,14 +104,12 @@ def apply_effects(waveform: Tensor, effects: Effects, drawn: Draw, sample_rate_h
 
 
 def trim(waveform: Tensor, trim_db: float, sample_rate_hz: int) -> Tensor:
-    """[N] without the silence at its ends, cut at whole steps of 10 ms; see `Effects`. All silent, it stays whole.
+    """Cuts the silence off both ends of [N], at whole steps of 10 ms; see `Effects`. All silent, it stays whole.
 
     Whole steps, because two programs that add up the power in another order would otherwise disagree by a sample now
-    and then.
+    and then. N is at least one window.
     """
     window, step, margin = (round(s * sample_rate_hz) for s in (TRIM_WINDOW_S, TRIM_STEP_S, TRIM_MARGIN_S))
-    if len(waveform) <= window:
-        return waveform
     energy = waveform.double().square().cumsum(0)
     power = energy[window - 1 :].clone()
     power[1:] -= energy[:-window]

@@ -89,6 +89,20 @@ class FeatureExtractor:
         parts = [part for group in self._groups(waveforms) for part in self._joint(group)]
         return Padded(nn.utils.rnn.pad_sequence(parts, batch_first=True), lengths)
 
+    @torch.inference_mode()
+    def of_energies(self, energies: Tensor, num_samples: Sequence[int]) -> Padded:
+        """The same from energies [B, n_fft // 2 + 1, F] that another program made of so many samples."""
+        lengths = [self.features.num_frames(n) for n in num_samples]
+        energies = energies[:, :, : max(lengths)]
+        if isinstance(self.network, WhisperMel):
+            values = self.network.of_energy(energies, lengths)
+        else:
+            assert isinstance(self.network, MelSpectrogram)
+            values = self.network.of_energy(energies)
+        ends = torch.tensor(lengths, device=values.device)
+        behind = torch.arange(values.shape[2], device=values.device) >= ends[:, None]
+        return Padded(values.transpose(1, 2).masked_fill(behind[..., None], 0.0), torch.tensor(lengths))
+
     def _groups(self, waveforms: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """Neighbours whose padded sound is at most `joint_samples`."""
         starts, longest = [0], 0

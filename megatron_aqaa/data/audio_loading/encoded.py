@@ -1,0 +1,94 @@
+"""Recordings as DALI takes them: the bytes of a file, checked as `load_waveform` checks."""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from megatron_aqaa.audio.io import AudioError, check_wav_is_whole
+from megatron_aqaa.data.audio_loader import AudioLoaderConfig
+from megatron_aqaa.data.audio_loading.records import AudioRecord
+from megatron_aqaa.data.torch_loader import read_waveform
+
+_DECODED_BY_DALI = ("WAV", "WAVEX", "FLAC", "OGG")
+
+
+class Encoded(NamedTuple):
+    """A recording for DALI.
+
+    Attributes:
+        content: [bytes] uint8, a file.
+        num_samples: At the rate of the settings, as its header says.
+    """
+
+    content: npt.NDArray[np.uint8]
+    num_samples: int
+
+
+def read_encoded(record: AudioRecord, config: AudioLoaderConfig) -> Encoded:
+    """The file as it is, if DALI decodes it to what soundfile and soxr would make of it; else what they made, as a wav.
+
+    The latter are mp3 files, which DALI cannot decode; those of another rate, unless DALI is to resample; those with
+    floating-point samples, whose NaN DALI would let pass; and all that are damaged, which raises here.
+
+    Raises:
+        AudioError: As `read_waveform`.
+    """
+    content = _content(record)
+    head = _head(content)
+    if head is None or not _is_whole(content):
+        return _wav(record, config, config.sample_rate_hz)
+    num_samples = -(-head.frames * config.sample_rate_hz // head.samplerate)
+    known = head.format in _DECODED_BY_DALI and head.subtype not in ("FLOAT", "DOUBLE")
+    fits = config.min_samples <= num_samples <= config.source.max_duration_s * config.sample_rate_hz
+    if known and fits and (head.samplerate == config.sample_rate_hz or config.resampler == "dali"):
+        return Encoded(np.frombuffer(content, np.uint8), num_samples)
+    return _wav(record, config, head.samplerate if config.resampler == "dali" else config.sample_rate_hz)
+
+
+def _content(record: AudioRecord) -> bytes:
+    """Nothing if there is no file that can be read."""
+    audio = record.audio
+    if isinstance(audio, Path) and not audio.is_file():  # reading a pipe would wait for ever
+        return b""
+    try:
+        with audio.open("rb") if isinstance(audio, Path) else audio.open() as file:
+            return file.read() or b""
+    except OSError:
+        return b""
+
+
+def _head(content: bytes) -> soundfile.SoundFile | None:
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            return file
+    except (soundfile.LibsndfileError, OSError):
+        return None
+
+
+def _is_whole(content: bytes) -> bool:
+    try:
+        check_wav_is_whole(Path(), io.BytesIO(content), len(content))
+    except AudioError:
+        return False
+    return True
+
+
+def _wav(record: AudioRecord, config: AudioLoaderConfig, sample_rate_hz: int) -> Encoded:
+    """What soundfile and soxr make of it, with a head for DALI."""
+    features = config.features if sample_rate_hz == config.sample_rate_hz else replace(config.features, kind="waveform")
+    waveform = read_waveform(record, replace(config, sample_rate_hz=sample_rate_hz, features=features)).numpy()
+    size = waveform.nbytes
+    head = struct.pack(
+        "<4sI4s4sIHHIIHH4sI", b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 3, 1, sample_rate_hz, 4 * sample_rate_hz, 4, 32,
+        b"data", size,
+    )  # fmt: skip
+    content = np.concatenate((np.frombuffer(head, np.uint8), waveform.view(np.uint8)))
+    return Encoded(content, -(-len(waveform) * config.sample_rate_hz // sample_rate_hz))
