@@ -8,6 +8,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -134,8 +135,13 @@ def _resampled(
             f"{file.samplerate // 2} Hz",
             stacklevel=2,
         )
+    blocks = _mono(path, file, block)
+    first, second = next(blocks), next(blocks, None)
+    if second is None:  # the same samples in three quarters of the time
+        yield soxr.resample(first, file.samplerate, sample_rate_hz)
+        return
     stream = soxr.ResampleStream(file.samplerate, sample_rate_hz, 1, dtype="float32")
-    for samples in _mono(path, file, block):
+    for samples in chain((first, second), blocks):
         yield stream.resample_chunk(samples)
     yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
