@@ -138,6 +138,18 @@ def test_gradient_reaches_every_parameter() -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_bf16_keeps_spectra_and_phase_exact() -> None:
+    model, mel = tiny_hift().eval(), torch.randn(1, 20, 80, generator=torch.Generator().manual_seed(4)) - 4
+    source = model.m_source.harmonics(torch.full((1, 20 * 256), 200.0))[..., 0]
+    with torch.no_grad():
+        exact = model.decode(mel.transpose(1, 2), source)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model.decode(mel.transpose(1, 2), source)
+            assert model(mel).f0_hz.dtype == torch.float32
+    assert rounded.dtype == torch.float32
+    assert float((rounded - exact).norm() / exact.norm()) < 0.05
+
+
 def test_loud_magnitudes_have_finite_gradients() -> None:
     model = tiny_hift()
     torch.nn.init.constant_(model.conv_post.bias, 200.0)
