@@ -5,7 +5,8 @@
 
 Real-time factor: seconds of work per second of speech. The plain forms have the same weights and give the same result,
 which is checked: depthwise convolutions as Conv1d between transposes, overlap-add through `fold`, and guidance as two
-passes. Griffin-Lim is the 32-iteration kind on the same mel, with torch's STFT. All forms of a line take turns.
+passes; at full size (105 M, one guided step) attention as four operations, see `full_size_field.py`. Griffin-Lim is the
+32-iteration kind on the same mel, with torch's STFT. All forms of a line take turns.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from full_size_field import field_forms
 from side_by_side import Forms, medians, save
 from torch import Tensor, nn
 from torch.nn import functional
@@ -187,6 +189,7 @@ def main() -> None:
     results = [
         measure("generator", generator_forms(vocoder, frames), speech_s, args.repeats),
         *(measure(f"flow, {n} guided steps", flow_forms(vocoder, n), speech_s, args.repeats) for n in (4, 10)),
+        measure("full-size flow, a guided step", field_forms(len(ids)), speech_s, max(3, args.repeats // 5)),
         measure("tokens to speech, 4 steps", {"ours": lambda: vocoder.synthesize(ids)}, speech_s, args.repeats),
         measure("stream", first_sound(vocoder), StreamConfig().chunk_groups[0] * GROUP_DURATION_S, args.repeats),
         measure("stream", stream_forms(vocoder), 60.0, max(3, args.repeats // 5)),
