@@ -56,6 +56,8 @@ def tokenize(config: TokenizeConfig) -> int:
     """Tokenize and, if this is no shard, write the data set; returns the number of rejected recordings."""
     work = Tokenization(config)
     if not config.merge:
+        with Progress(work.source.unit_name, len(work.units)) as progress:
+            work.prepare(progress.update)
         with Progress("recordings", work.num_recordings) as progress:
             work.tokenize(progress.update)
     return work.merge() if config.part is None else 0

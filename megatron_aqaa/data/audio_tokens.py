@@ -87,13 +87,21 @@ class Tokenization:
         settings = {name: getattr(config, name) for name in names}
         claim(directory / "inputs.json", self.source.files, config.tokenizer, settings)
 
+    @property
+    def units(self) -> range:
+        """Units of the source that this process is to see to."""
+        part = self.config.part or Shard(0, 1)
+        return range(part.index, self.source.num_units, part.count)
+
+    def prepare(self, on_progress: Callable[[int], object] = lambda done: None) -> None:
+        """Look through the tars, if the recordings lie in some; calls `on_progress` with the number of units done."""
+        for done in self.source.prepare(self.units, self.config.num_workers):
+            on_progress(done)
+
     @cached_property
     def mine(self) -> list[Block]:
-        """Blocks that this process is to see to; tars are looked through for them."""
-        part = self.config.part or Shard(0, 1)
-        units = range(part.index, self.source.num_units, part.count)
-        self.source.prepare(units, self.config.num_workers)
-        return [block for unit in units for block in self.source.blocks(unit)]
+        """Blocks that this process is to see to, once it has prepared them."""
+        return [block for unit in self.units for block in self.source.blocks(unit)]
 
     @property
     def num_recordings(self) -> int:
@@ -166,6 +174,7 @@ def tokenize_manifest(config: TokenizeConfig, on_progress: Callable[[int], objec
     """
     work = Tokenization(config)
     if not config.merge:
+        work.prepare()
         work.tokenize(on_progress)
     return work.merge() if config.part is None else 0
 

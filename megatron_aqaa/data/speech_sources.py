@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ class SpeechSource(ABC):
     unit_name: str
 
     @abstractmethod
-    def prepare(self, units: Sequence[int], num_workers: int) -> None:
-        """Whatever must be done before `blocks` of these units."""
+    def prepare(self, units: Sequence[int], num_workers: int) -> Iterator[int]:
+        """Do what must be done before `blocks` of these units; yields how many of them are ready."""
 
     @abstractmethod
     def is_prepared(self, unit: int) -> bool:
@@ -78,8 +78,9 @@ class ManifestSource(SpeechSource):
         self._blocks = chop(_read_lines(manifest, require_text), directory, "", lines_per_block)
         self.num_units = len(self._blocks)
 
-    def prepare(self, units: Sequence[int], num_workers: int) -> None:
-        """Nothing."""
+    def prepare(self, units: Sequence[int], num_workers: int) -> Iterator[int]:
+        """Nothing is to be done."""
+        yield len(units)
 
     def is_prepared(self, unit: int) -> bool:
         """True."""
@@ -106,11 +107,14 @@ class TarSource(SpeechSource):
         self.files, self.num_units = tars, len(tars)
         self.directory, self.lines_per_block, self.require_text = directory, lines_per_block, require_text
 
-    def prepare(self, units: Sequence[int], num_workers: int) -> None:
+    def prepare(self, units: Sequence[int], num_workers: int) -> Iterator[int]:
         """Look through the tars that nobody has looked through."""
         missing = [unit for unit in units if not self.is_prepared(unit)]
+        done = len(units) - len(missing)
+        yield done
         for _ in map_blocks(self._write_index, missing, num_workers):
-            pass
+            done += 1
+            yield done
 
     def is_prepared(self, unit: int) -> bool:
         """Whether the tar's index is there."""
@@ -141,7 +145,7 @@ class TarSource(SpeechSource):
         return len(lines)
 
     def _audio(self, unit: int, record: dict[str, Any]) -> Audio:
-        if "rejected" in record:
+        if "member" not in record:
             return Unusable(record["audio"], record["rejected"])
         if self.require_text and not _has_text(record):
             return _without_text(record["audio"])
