@@ -131,11 +131,7 @@ def train_flow(config: FlowTrainConfig) -> Report:
     torch.manual_seed(config.fit.seed)
     torch.set_num_threads(config.fit.num_threads)
     vocabulary = Vocabulary.load(config.vocabulary)
-    if config.model.vocab_size != vocabulary.linguistic_size + vocabulary.semantic_size:
-        raise ValueError(
-            f"model.vocab_size = {config.model.vocab_size}: {config.vocabulary} has {vocabulary.linguistic_size} "
-            f"linguistic and {vocabulary.semantic_size} semantic codes"
-        )
+    _check_vocabulary(config, vocabulary)
     recordings = TokenizedRecordings(config.speech, config.tokens, vocabulary, config.model, config.batching)
     held_out = TokenizedRecordings(_held_out(config), config.tokens, vocabulary, config.model, config.batching)
     model = (
@@ -209,6 +205,15 @@ def _board(config: HiftTrainConfig | FlowTrainConfig) -> SoundBoard | None:
     """Of the first process, if it is asked for."""
     wanted = config.tensorboard and platform.Replicas.join().is_first
     return SoundBoard(config.output / "tensorboard") if wanted else None
+
+
+def _check_vocabulary(config: FlowTrainConfig, vocabulary: Vocabulary) -> None:
+    model, codes = config.model, (vocabulary.linguistic_size, vocabulary.semantic_size)
+    if (model.linguistic_size, model.vocab_size - model.linguistic_size) != codes:
+        raise ValueError(
+            f"model.vocab_size = {model.vocab_size}, {model.linguistic_size} of them linguistic: {config.vocabulary} "
+            f"has {codes[0]} linguistic and {codes[1]} semantic codes"
+        )
 
 
 def _held_out(config: HiftTrainConfig | FlowTrainConfig) -> VoiceSelection:

@@ -25,7 +25,7 @@ from megatron_aqaa.training.voice_corpus import VoiceSelection
 from megatron_aqaa.vocabulary import GROUP_DURATION_S, GROUP_SIZE, Vocabulary
 from megatron_aqaa.vocoder.cosyvoice.flow_loss import FlowBatch
 from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, TokenBatch
-from megatron_aqaa.vocoder.cosyvoice.token_ids import flat_ids
+from megatron_aqaa.vocoder.cosyvoice.token_ids import flow_tokens
 
 NUM_CACHED = 256  # recordings kept in memory: about 200 MB of 10 s each
 
@@ -111,7 +111,7 @@ class SpokenTokens:
     """A recording's tokens and mel.
 
     Attributes:
-        tokens: [S] flat ids.
+        tokens: [S] flat ids, or [S, 2] pairs of codes.
         mel: [F, M], F = `FlowConfig.num_frames(S)`.
     """
 
@@ -156,14 +156,16 @@ class TokenizedRecordings:
     def one(self, index: int) -> SpokenTokens:
         """One recording."""
         recording = self.recordings[index]
-        tokens = flat_ids(self.documents[recording.line].token_ids, self.vocabulary)
+        token_ids = self.documents[recording.line].token_ids
+        tokens = flow_tokens(token_ids, self.vocabulary, self.model.token_form)
         rate_hz, hop_length = self.model.mel.sample_rate_hz, self.model.mel.hop_length
         waveform = load_waveform(recording.audio, rate_hz)
-        missing = round(len(tokens) / GROUP_SIZE * GROUP_DURATION_S * rate_hz) - len(waveform)
+        duration_s = len(token_ids) / GROUP_SIZE * GROUP_DURATION_S
+        missing = round(duration_s * rate_hz) - len(waveform)
         if abs(missing) > GROUP_DURATION_S * rate_hz:
             raise ValueError(
-                f"{recording.audio}: {len(waveform) / rate_hz:.2f} s, but its {len(tokens)} tokens last "
-                f"{len(tokens) / GROUP_SIZE * GROUP_DURATION_S:.2f} s; tokenize the manifest again"
+                f"{recording.audio}: {len(waveform) / rate_hz:.2f} s, but its {len(token_ids)} tokens last "
+                f"{duration_s:.2f} s; tokenize the manifest again"
             )
         frames = self.model.num_frames(len(tokens))
         padded = functional.pad(waveform, (0, max(0, missing + hop_length)))

@@ -17,7 +17,7 @@ from megatron_aqaa.training.speech_batches import SoundAnalysis, SoundCrops, Tok
 from megatron_aqaa.training.voice_corpus import VoiceSelection
 from megatron_aqaa.vocabulary import Vocabulary
 from megatron_aqaa.vocoder.cosyvoice.flow_model import WIDE_MEL, FlowConfig
-from megatron_aqaa.vocoder.cosyvoice.token_ids import flat_ids
+from megatron_aqaa.vocoder.cosyvoice.token_ids import flow_tokens
 from tests.tokenizer.tiny import write_corpus, write_tokenizer
 
 
@@ -77,11 +77,23 @@ def test_tokenized_recordings_come_whole_and_aligned(folder: Path) -> None:
     documents, vocabulary = Documents(folder / "tokens" / "audio"), source.vocabulary
     for index, recording in enumerate(source.recordings):
         spoken = source.one(index)
-        assert torch.equal(spoken.tokens, flat_ids(documents[recording.line].token_ids, vocabulary))
+        assert torch.equal(spoken.tokens, flow_tokens(documents[recording.line].token_ids, vocabulary))
         assert len(spoken.mel) == FlowConfig().num_frames(len(spoken.tokens))
         waveform = load_waveform(recording.audio, 22050)
         frame = source.log_mel(waveform[None, 5 * 256 : 20 * 256])[0, :, 5]  # frame 10, far from both ends
         torch.testing.assert_close(spoken.mel[10], frame)
+
+
+def test_columns(folder: Path) -> None:
+    vocabulary = Vocabulary.load(folder / "tokenizer" / "vocabulary.yaml")
+    model = FlowConfig(token_form="columns", chunk_tokens=(15,))
+    prefix = folder / "tokens" / "audio"
+    spoken = TokenizedRecordings(selection(folder), prefix, vocabulary, model, Batching()).one(0)
+    flat = recordings(folder).one(0)
+    assert spoken.tokens.shape == (len(flat.tokens) // 5 * 3, 2)
+    assert spoken.tokens[:2, 0].tolist() == flat.tokens[:2].tolist() and spoken.tokens[2, 0] == -1
+    assert abs(len(spoken.mel) - len(flat.mel)) <= 2
+    torch.testing.assert_close(spoken.mel[:20], flat.mel[:20])
 
 
 def test_an_epoch_holds_every_recording_once_and_the_next_one_too(folder: Path) -> None:

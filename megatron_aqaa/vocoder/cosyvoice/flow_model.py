@@ -16,12 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megatron_aqaa.audio.mel import MelConfig
-from megatron_aqaa.vocabulary import GROUP_DURATION_S, GROUP_SIZE
 from megatron_aqaa.vocoder import flow
 from megatron_aqaa.vocoder.cosyvoice.conformer import ConformerConfig, ConformerEncoder
 from megatron_aqaa.vocoder.cosyvoice.estimator import Condition, Estimator, EstimatorConfig
 from megatron_aqaa.vocoder.cosyvoice.frame_mask import FrameMask
 from megatron_aqaa.vocoder.cosyvoice.length_regulator import LengthRegulator, frame_table
+from megatron_aqaa.vocoder.cosyvoice.token_ids import (
+    POSITIONS_PER_GROUP,
+    PairEmbedding,
+    TokenForm,
+    check_tokens,
+    token_rate_hz,
+)
 
 WIDE_MEL = MelConfig(sample_rate_hz=22050, n_fft=1024, win_length=1024, hop_length=256)
 """The published mel: 86.13 frames/s, 80 bands up to 8 kHz."""
@@ -32,20 +38,24 @@ class FlowConfig:
     """Sizes of the flow model; the defaults are the published ones.
 
     Attributes:
-        vocab_size: flat ids of linguistic codes, then semantic codes.
-        token_rate_hz: of the flat stream; two and three tokens in 120 ms.
+        vocab_size: linguistic and semantic codes together.
+        linguistic_size: the linguistic ones of them; matters to columns.
+        token_form: one flat stream of tokens, or two columns; see `token_ids`.
+        token_rate_hz: of the positions; 0 for that of the form (flat 41.67, columns 25).
         mel: what it speaks.
         speaker_size: width of a speaker's vector (192 in the released checkpoints); 0 for tokens alone.
         voice_prompt: takes the mel of a voice prompt.
         encoder: sizes of the encoder.
         estimator: sizes of the field's network.
         condition_dropout: share of the training examples that are told nothing.
-        chunk_tokens: chunk lengths of the training with a chunk mask: whole groups.
+        chunk_tokens: chunk lengths, in positions, of the training with a chunk mask: whole groups.
         chunked_ratio: share of the training batches with a chunk mask.
     """
 
     vocab_size: int = 5120
-    token_rate_hz: float = GROUP_SIZE / GROUP_DURATION_S
+    linguistic_size: int = 1024
+    token_form: TokenForm = "flat"
+    token_rate_hz: float = 0.0
     mel: MelConfig = WIDE_MEL
     speaker_size: int = 0
     voice_prompt: bool = True
@@ -56,16 +66,17 @@ class FlowConfig:
     chunked_ratio: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.chunk_tokens or any(tokens < 1 or tokens % GROUP_SIZE for tokens in self.chunk_tokens):
-            raise ValueError(f"chunk_tokens {self.chunk_tokens}: needs whole groups of {GROUP_SIZE} tokens")
+        group = POSITIONS_PER_GROUP[self.token_form]
+        if not self.chunk_tokens or any(tokens < 1 or tokens % group for tokens in self.chunk_tokens):
+            raise ValueError(f"chunk_tokens {self.chunk_tokens}: {self.token_form} needs whole groups of {group}")
         for name in ("condition_dropout", "chunked_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be a share, 0 … 1")
 
     @property
     def frames_per_token(self) -> float:
-        """Exact ratio of the two rates; 2.0671875 as published."""
-        return self.mel.frame_rate_hz / self.token_rate_hz
+        """Exact ratio of the rates of frames and positions; 2.0671875 as published."""
+        return self.mel.frame_rate_hz / (self.token_rate_hz or token_rate_hz(self.token_form))
 
     @property
     def in_channels(self) -> int:
@@ -85,7 +96,7 @@ class TokenBatch(NamedTuple):
     """Padded token streams.
 
     Attributes:
-        tokens: [B, S] int64 flat ids; the padding may hold anything in range.
+        tokens: [B, S] int64 flat ids, or [B, S, 2] pairs of codes; the padding may hold anything in range.
         lengths: [B] int64; None where all are S long.
     """
 
@@ -100,7 +111,7 @@ class FlowModel(nn.Module):
         super().__init__()
         self.config = config
         num_mels = config.mel.num_mels
-        self.input_embedding = nn.Embedding(config.vocab_size, config.encoder.input_size)
+        self.input_embedding = _embedding(config)
         if config.speaker_size:
             self.spk_embed_affine_layer = nn.Linear(config.speaker_size, num_mels)
         self.encoder = ConformerEncoder(config.encoder)
@@ -187,12 +198,8 @@ class FlowModel(nn.Module):
 
     def _check(self, tokens: Tensor, speaker: Tensor | None, prompt: Tensor | None) -> None:
         if tokens.device.type == "cpu" and tokens.numel():  # on a GPU the embedding's own assertion must do
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= self.config.vocab_size:
-                raise ValueError(
-                    f"token id {low if low < 0 else high}: flat ids are 0 … {self.config.vocab_size - 1}, linguistic "
-                    f"codes first"
-                )
+            config = self.config
+            check_tokens(tokens, config.token_form, config.vocab_size, config.linguistic_size)
         if speaker is not None and not self.config.speaker_size:
             raise ValueError("this flow model knows no speakers (speaker_size is 0); leave the speaker's vector out")
         if prompt is not None and not self.config.voice_prompt:
@@ -201,6 +208,13 @@ class FlowModel(nn.Module):
 
 def _mapped(count: Callable[[int], int], lengths: Tensor | None) -> Tensor | None:
     return None if lengths is None else torch.tensor([count(n) for n in lengths.tolist()], device=lengths.device)
+
+
+def _embedding(config: FlowConfig) -> nn.Module:
+    size = config.encoder.input_size
+    if config.token_form == "flat":
+        return nn.Embedding(config.vocab_size, size)
+    return PairEmbedding(config.linguistic_size, config.vocab_size - config.linguistic_size, size)
 
 
 class FlowDecoder(nn.Module):

@@ -106,8 +106,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Te
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or query.requires_grad:
         return functional.scaled_dot_product_attention(query, key, value, seen)
-    # in bf16 torch's fused kernel for CPUs is slower than its parts: a step of the field at full size takes .857 s of one
-    # core with it, .781 s with these (5 s of speech, guided, EPYC with AVX-512 BF16, 2026-11)
+    # in bf16 torch's fused kernel for CPUs is slower than its parts: a guided step of the field at full size takes .86
+    # s of one core with it, .78 s with these (5 s of speech, EPYC with AVX-512 BF16, 2026-11)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if seen is not None:
         scores = scores.masked_fill(~seen, float("-inf"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_aqaa.vocoder import flow
-from megatron_aqaa.vocoder.cosyvoice.flow_loss import draw_chunk, flow_losses, masked_mean
+from megatron_aqaa.vocoder.cosyvoice.flow_loss import FlowBatch, draw_chunk, flow_losses, masked_mean
 from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch
 from megatron_aqaa.vocoder.cosyvoice.frame_mask import FrameMask
 from tests.vocoder.cosyvoice.tiny_flow import CONFIG, MEL, recordings, streams, tiny_flow
@@ -214,8 +214,51 @@ def test_the_prompt_and_the_speaker_are_heard() -> None:
 
 
 def test_an_id_out_of_range_is_named() -> None:
-    with pytest.raises(ValueError, match="token id 50: flat ids are 0 … 49"):
+    with pytest.raises(ValueError, match="token 50: flat ids are 0 … 49"):
         tiny_flow().sample(TokenBatch(torch.tensor([[3, 50]])), torch.zeros(1, 4, 16))
+
+
+COLUMNS = replace(
+    CONFIG,
+    linguistic_size=20,
+    token_form="columns",
+    mel=replace(MEL, sample_rate_hz=24000, n_fft=1920, win_length=1920, hop_length=480),
+    chunk_tokens=(6,),
+)
+"""The later released form: 25 positions and 50 frames a second."""
+
+
+def test_columns_have_two_frames_a_position_and_an_absent_code_adds_nothing() -> None:
+    assert COLUMNS.frames_per_token == 2
+    model, codes = tiny_flow(COLUMNS), torch.tensor([[[3, 7], [19, 29], [-1, 4]]])
+    tables = model.input_embedding
+    embedded = tables(codes)[0]
+    torch.testing.assert_close(embedded[1], tables.linguistic.weight[19] + tables.semantic.weight[29])
+    torch.testing.assert_close(embedded[2], tables.semantic.weight[4])
+    drawn = model.sample(TokenBatch(codes), torch.randn(1, 6, 16), 2)
+    assert drawn.shape == (1, 6, 16)
+
+
+def test_columns_learn_and_keep_to_their_chunks() -> None:
+    model = tiny_flow(COLUMNS)
+    codes = torch.stack((torch.randint(20, (2, 12)), torch.randint(30, (2, 12))), dim=-1)
+    batch = FlowBatch(TokenBatch(codes, torch.tensor([12, 9])), torch.randn(2, 24, 16))
+    flow_losses(model, batch)["loss"].backward()
+    assert model.input_embedding.semantic.weight.grad.abs().sum() > 0
+    changed = codes.clone()
+    changed[:, 6:] = (changed[:, 6:] + 1) % 20
+    before, after = (mel_of(model, TokenBatch(tokens), 6) for tokens in (codes, changed))
+    assert torch.equal(before[:, :12], after[:, :12]) and not torch.equal(before, after)
+
+
+def test_columns_of_the_wrong_shape_or_out_of_range_are_named() -> None:
+    for tokens, message in (
+        ([[3, 7]], r"tokens of shape \[1, 2\]; columns: \[B, S, 2\]"),
+        ([[[20, 7]]], "token 20: linguistic codes are -1 … 19"),
+        ([[[3, 30]]], "token 30: semantic codes are -1 … 29"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny_flow(COLUMNS).sample(TokenBatch(torch.tensor(tokens)), torch.zeros(1, 2, 16))
 
 
 @pytest.mark.parametrize(
