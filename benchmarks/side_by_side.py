@@ -40,8 +40,17 @@ def milliseconds(call: Callable[[], object]) -> float:
     return begin.elapsed_time(end)
 
 
-def medians(forms: Forms, repeats: int) -> dict[str, float]:
-    """Milliseconds of each form. Forms take turns in blocks, so that a busy machine slows each alike.
+def core_milliseconds(call: Callable[[], object]) -> float:
+    """What one call costs all cores together: time of all threads of this process, waiting not counted."""
+    start = time.process_time()
+    call()
+    return 1e3 * (time.process_time() - start)
+
+
+def medians(
+    forms: Forms, repeats: int, clock: Callable[[Callable[[], object]], float] = milliseconds
+) -> dict[str, float]:
+    """Milliseconds of each form, by `clock`. Forms take turns in blocks, so that a busy machine slows each alike.
 
     Blocks, because single calls in turn let one form pay for another's memory: the allocator gave back the pages of
     the dense gradients inside the next call, which cost that one 90 ms.
@@ -51,7 +60,7 @@ def medians(forms: Forms, repeats: int) -> dict[str, float]:
     samples: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(-(-repeats // block)):
         for name, call in forms.items():
-            samples[name] += [milliseconds(call) for _ in range(warm_up + block)][warm_up:]
+            samples[name] += [clock(call) for _ in range(warm_up + block)][warm_up:]
     return {name: statistics.median(values) for name, values in samples.items()}
 
 

@@ -111,7 +111,8 @@ class Loaded(NamedTuple):
 class AudioLoader(ABC):
     """Iterating gives what is left of an epoch, on one rank; the next iteration gives the next epoch.
 
-    A recording that cannot be read is left out of its batch, named in `rejects`, and warned of; its neighbours stay.
+    A recording that cannot be read is left out of its batch, and its neighbours stay. `rejects` names it and says why;
+    warnings count. A batch of nothing but such recordings is left out, so its rank has one fewer.
 
     Args:
         config: The settings.
@@ -186,11 +187,12 @@ class AudioLoader(ABC):
         write_whole(Path(path), "".join(lines))
 
     def _reject(self, rejects: list[Reject]) -> None:
-        new = {audio: reason for audio, reason in rejects if audio not in self.rejects}
-        self.rejects |= new
-        if new:
-            others = f" (and {len(new) - 1} more, see rejects)" if len(new) > 1 else ""
-            warnings.warn(f"recording set aside: {next(iter(new.values()))}{others}", stacklevel=3)
+        before = len(self.rejects)
+        for audio, reason in rejects:
+            self.rejects.setdefault(audio, reason)
+        now = len(self.rejects)
+        if now.bit_length() > before.bit_length():  # the first, second, fourth …: no flood when a disk is gone
+            warnings.warn(f"{now} recording(s) set aside so far, the last: {rejects[-1].reason}", stacklevel=3)
 
     def _settings(self) -> dict[str, Any]:
         """All that changes what batches hold, as plain data."""

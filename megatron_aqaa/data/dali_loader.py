@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,6 +46,12 @@ class DaliLoader(AudioLoader):
     def __init__(self, config: AudioLoaderConfig, device: Device = "cpu") -> None:
         if device == "gpu" and platform.device().type != "cuda":
             raise ValueError("device 'gpu': PyTorch finds no CUDA device here; use 'cpu'")
+        if config.resampler == "dali":
+            warnings.warn(
+                "DALI's resampler does not filter before it lowers a rate: what lies above the new band folds back; "
+                "resampler 'soxr' takes it out",
+                stacklevel=2,
+            )
         super().__init__(config)
         self.device = device
         self.extract = FeatureExtractor(
