@@ -7,7 +7,8 @@ Examples:
 
 `ids.txt` holds merged token ids in groups of five, separated by blanks, commas or line ends. The same ids and seed give
 the same file. Ids that break the order of groups are dropped, at most one group for each fault, and named on standard
-error. Exit codes: 0 done, 1 spoken with faults, 2 wrong arguments, files or ids (with --strict any fault).
+error. A folder with flow/ and hift/ is the full-size vocoder, which speaks whole utterances only.
+Exit codes: 0 done, 1 spoken with faults, 2 wrong arguments, files or ids (with --strict any fault).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from megatron_aqaa.audio.io import save_waveform
 from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.vocoder.acoustic import SamplingConfig
+from megatron_aqaa.vocoder.cosyvoice.full_size_vocoder import FlowSampling, FullSizeVocoder
 from megatron_aqaa.vocoder.group_repair import GroupFault, refuse
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
 
@@ -31,14 +33,13 @@ from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
 def main() -> int:
     """Parse, load, speak, write."""
     arguments = parse()
-    sampling = SamplingConfig(arguments.steps, arguments.guidance, arguments.temperature, arguments.bf16)
     faults: list[GroupFault] = []
     on_fault = refuse if arguments.strict else faults.append
     try:
-        vocoder = TokenVocoder.load(arguments.vocoder, sampling)
+        vocoder = load(arguments)
         token_ids = read_ids(arguments)
         started_s = time.perf_counter()
-        if arguments.stream:
+        if isinstance(vocoder, TokenVocoder) and arguments.stream:
             pieces = vocoder.stream(token_ids.tolist(), arguments.seed, on_fault=on_fault)
             waveform = torch.cat([torch.zeros(0), *pieces])
         else:
@@ -53,6 +54,17 @@ def main() -> int:
     return report(faults)
 
 
+def load(arguments: argparse.Namespace) -> TokenVocoder | FullSizeVocoder:
+    """The vocoder in the folder, told by its parts."""
+    given = {name: getattr(arguments, name) for name in ("steps", "guidance", "temperature")}
+    settings = {name: value for name, value in given.items() if value is not None} | {"bf16": arguments.bf16}
+    if not (arguments.vocoder / "flow").exists():
+        return TokenVocoder.load(arguments.vocoder, SamplingConfig(**settings))
+    if arguments.stream:
+        raise ValueError(f"{arguments.vocoder}: the full-size vocoder speaks whole utterances only; leave out --stream")
+    return FullSizeVocoder.load(arguments.vocoder, FlowSampling(**settings))
+
+
 def report(faults: list[GroupFault]) -> int:
     """Name the faults that were repaired; returns the exit code."""
     for fault in faults:
@@ -64,17 +76,16 @@ def report(faults: list[GroupFault]) -> int:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    defaults = SamplingConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("vocoder", type=Path, help="folder with acoustic/ and generator/")
+    parser.add_argument("vocoder", type=Path, help="folder with acoustic/ and generator/, or with flow/ and hift/")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tokens", type=Path, help="prefix of a token data set (with --record)")
     source.add_argument("--ids", help="text file of token ids, - for standard input")
     parser.add_argument("--record", type=int, default=0, help="sequence of the data set, from 0")
     parser.add_argument("-o", "--output", type=Path, required=True, help=".wav or .flac")
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="flow steps; 0 speaks the mean")
-    parser.add_argument("--guidance", type=float, default=defaults.guidance, help="classifier-free guidance")
-    parser.add_argument("--temperature", type=float, default=defaults.temperature, help="deviation of the noise")
+    parser.add_argument("--steps", type=int, help="flow steps; 0 speaks the mean (miniature only)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance")
+    parser.add_argument("--temperature", type=float, help="deviation of the noise")
     parser.add_argument("--bf16", action="store_true", help="run the flow in bf16: faster where the CPU computes in it")
     parser.add_argument("--strict", action="store_true", help="refuse ids that break the order of groups")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")

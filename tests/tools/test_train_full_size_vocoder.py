@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 import yaml
 
@@ -62,10 +63,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def run_tool(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["train_vocoder", *map(str, words)])
+    def run_tool(*words: object, tool: str = "train_vocoder") -> int:
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, words)])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "tools" / "train_vocoder.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
         return int(stop.value.code or 0)
 
     return run_tool
@@ -109,6 +110,19 @@ def test_hift(run: Path, call: Callable[..., int]) -> None:
     assert [event.step for event in board.Audio("recording 1 generated")] == [2, 4]
     picture = board.Images("recording 1 generated mel")[-1]
     assert (picture.height, picture.width > 40) == (80, True)
+
+
+def test_vocode_speaks_with_both(
+    run: Path, call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("flow", "hift"):
+        assert call(name, run / f"{name}.yaml") == 0  # trained by now: read
+    words = (run, "--tokens", run / "tokens" / "audio", "--record", 2, "-o", tmp_path / "a.wav", "--steps", 1)
+    assert call(*words, tool="vocode") == 0
+    assert "a.wav: 0.72 s of speech" in capsys.readouterr().out
+    assert soundfile.info(tmp_path / "a.wav").samplerate == 22050
+    assert call(*words, "--stream", tool="vocode") == 2
+    assert "speaks whole utterances only; leave out --stream" in capsys.readouterr().err
 
 
 def test_a_vocabulary_of_another_size_is_named(

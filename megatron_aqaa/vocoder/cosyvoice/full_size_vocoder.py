@@ -1,0 +1,130 @@
+"""Audio token ids in, speech out, at full size: flow model and HiFT generator behind one object."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from megatron_aqaa.network_file import load_network
+from megatron_aqaa.vocabulary import GROUP_DURATION_S, Vocabulary
+from megatron_aqaa.vocoder import flow
+from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch
+from megatron_aqaa.vocoder.cosyvoice.hift import HiftConfig, HiftGenerator
+from megatron_aqaa.vocoder.cosyvoice.hift_layers import fold_weight_norm
+from megatron_aqaa.vocoder.cosyvoice.token_ids import flow_tokens
+from megatron_aqaa.vocoder.group_repair import OnFault, refuse, repaired_groups
+
+_MADE_BY = "tools/train_vocoder.py"
+
+
+@dataclass(frozen=True)
+class FlowSampling:
+    """How a mel spectrum is drawn; the defaults are the published ones.
+
+    Attributes:
+        steps: Euler steps.
+        guidance: weight of classifier-free guidance; 0 halves the work.
+        temperature: deviation of the noise at the start.
+        bf16: the flow model computes in bf16.
+    """
+
+    steps: int = 10
+    guidance: float = flow.GUIDANCE
+    temperature: float = 1.0
+    bf16: bool = False
+
+
+class FullSizeVocoder:
+    """Speaks merged audio token ids with the voice it was trained on; the same ids and seed give the same waveform.
+
+    Args:
+        flow_model: tokens → mel.
+        generator: mel → waveform; its weight norm is folded away.
+        vocabulary: layout of the token ids.
+        sampling: how mel is drawn.
+
+    Raises:
+        ValueError: the parts are of different mel or token sizes.
+    """
+
+    def __init__(
+        self,
+        flow_model: FlowModel,
+        generator: HiftGenerator,
+        vocabulary: Vocabulary,
+        sampling: FlowSampling | None = None,
+    ) -> None:
+        if flow_model.config.mel != generator.config.mel:
+            raise ValueError(
+                f"the flow model makes {flow_model.config.mel}, the generator speaks from {generator.config.mel}"
+            )
+        if flow_model.config.vocab_size != vocabulary.linguistic_size + vocabulary.semantic_size:
+            raise ValueError(
+                f"a flow model for {flow_model.config.vocab_size} codes does not fit the vocabulary's "
+                f"{vocabulary.linguistic_size} and {vocabulary.semantic_size}"
+            )
+        self.flow_model, self.generator = flow_model.eval(), fold_weight_norm(generator.eval())
+        self.vocabulary, self.sampling = vocabulary, sampling or FlowSampling()
+
+    @classmethod
+    def load(cls, directory: str | Path, sampling: FlowSampling | None = None) -> FullSizeVocoder:
+        """Read `flow/` and `hift/` below `directory`, as tools/train_vocoder.py writes them.
+
+        Raises:
+            ValueError: a file is missing or damaged, or the parts do not fit each other.
+        """
+        directory = Path(directory)
+        return cls(
+            load_network(FlowModel, FlowConfig, directory / "flow" / "model.pt", _MADE_BY),
+            load_network(HiftGenerator, HiftConfig, directory / "hift" / "model.pt", _MADE_BY),
+            Vocabulary.load(directory / "flow" / "vocabulary.yaml"),
+            sampling,
+        )
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate of the waveforms."""
+        return self.generator.config.mel.sample_rate_hz
+
+    @torch.inference_mode()
+    def synthesize(self, token_ids: npt.ArrayLike, seed: int = 0, on_fault: OnFault = refuse) -> Tensor:
+        """Speak whole groups.
+
+        Args:
+            token_ids: [5 G] merged ids in groups `[L L S S S]`.
+            seed: decides the noise.
+            on_fault: told of each fault that is repaired; by default the first one is an error.
+
+        Returns:
+            [N] float32 on the CPU, 120 ms for each group; the last 20 ms or so, which fill no frame, are silent.
+
+        Raises:
+            ValueError: an id breaks the group structure; names its position.
+        """
+        groups = list(repaired_groups([np.asarray(token_ids)], self.vocabulary, on_fault))
+        if not groups:
+            return torch.zeros(0)
+        mel = self._mel(list(itertools.chain(*groups)), seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # of the generator's own noise
+            waveform = self.generator(mel).waveform[0].float().cpu()
+        length = round(len(groups) * GROUP_DURATION_S * self.sample_rate_hz)
+        return functional.pad(waveform, (0, length - len(waveform)))
+
+    def _mel(self, token_ids: list[int], seed: int) -> Tensor:
+        """[1, F, M]."""
+        config, device = self.flow_model.config, self.generator.window.device
+        tokens = flow_tokens(token_ids, self.vocabulary, config.token_form)[None].to(device)
+        source = torch.Generator().manual_seed(seed)
+        noise = torch.randn(1, config.num_frames(tokens.shape[1]), config.mel.num_mels, generator=source).to(device)
+        sampling = self.sampling
+        with torch.autocast(device.type, torch.bfloat16, enabled=sampling.bf16):
+            noise = sampling.temperature * noise
+            return self.flow_model.sample(TokenBatch(tokens), noise, sampling.steps, sampling.guidance).float()
