@@ -1,7 +1,8 @@
 """How much of a recording survives its tokens: what the vocoder speaks from them, against the original.
 
-Words are judged by the independent closed-set recogniser (`judge`) that hears the original too: its own errors are the
-yardstick. Pitch and voicing are those that are heard in the two waveforms, not those that the vocoder was told.
+Words are judged by an independent recogniser that hears the original too, so its own errors are the yardstick: the
+closed-set one (`judge`) or, of open sequences of words and of phones, `phone_judge`. Pitch and voicing are those that
+are heard in the two waveforms, not those that the vocoder was told.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from megatron_aqaa.audio.pitch import PitchConfig, PitchTrack, estimate_pitch
 from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.data.manifest import Recording
 from megatron_aqaa.evaluation.judge import SpokenAnswerJudge
+from megatron_aqaa.evaluation.phone_judge import PhoneJudge
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
 
 PITCH_TOLERANCE = 0.05
@@ -38,6 +41,9 @@ class RecordingScore:
         original_f0_hz: median; 0 where nothing is voiced.
         f0_hz: the same of the resynthesis.
         voicing_error: share of frames that are voiced in only one of the two.
+        phones: that were said; 0 where no phones are judged, as of the next two.
+        original_phone_errors: of the phone judge on the original.
+        phone_errors: on the resynthesis.
     """
 
     words: int
@@ -48,6 +54,9 @@ class RecordingScore:
     original_f0_hz: float
     f0_hz: float
     voicing_error: float
+    phones: int = 0
+    original_phone_errors: int = 0
+    phone_errors: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class ResynthesisScore:
         f0_error: median over recordings of the relative error of their median F0.
         f0_within: share of recordings whose median F0 is within `PITCH_TOLERANCE` of the original's.
         voicing_error: mean.
+        original_phone_error: over all phones, on the originals; None where no phones are judged.
+        phone_error: on the resynthesis.
     """
 
     recordings: int
@@ -73,10 +84,13 @@ class ResynthesisScore:
     f0_error: float
     f0_within: float
     voicing_error: float
+    original_phone_error: float | None = None
+    phone_error: float | None = None
 
     def table(self) -> str:
         """One line a measure."""
-        return "\n".join(f"{name:16} {value:.4f}" for name, value in asdict(self).items())
+        measured = {name: value for name, value in asdict(self).items() if value is not None}
+        return "\n".join(f"{name:20} {value:.4f}" for name, value in measured.items())
 
 
 class ResynthesisTest:
@@ -85,11 +99,18 @@ class ResynthesisTest:
     Args:
         vocoder: speaks.
         tokens: sequence i holds the tokens of manifest line i.
-        judge: hears; knows every text that is spoken.
+        judge: hears words.
+        spoken: phones of each manifest line, for a judge that hears phones too.
     """
 
-    def __init__(self, vocoder: TokenVocoder, tokens: Documents, judge: SpokenAnswerJudge) -> None:
-        self.vocoder, self.tokens, self.judge = vocoder, tokens, judge
+    def __init__(
+        self,
+        vocoder: TokenVocoder,
+        tokens: Documents,
+        judge: SpokenAnswerJudge | PhoneJudge,
+        spoken: Sequence[Sequence[str]] = (),
+    ) -> None:
+        self.vocoder, self.tokens, self.judge, self.spoken = vocoder, tokens, judge, spoken
         mel = vocoder.generator.config.mel
         self.log_mel = MelSpectrogram(mel)
         self.pitch = PitchConfig(sample_rate_hz=mel.sample_rate_hz, hop_length=mel.hop_length)
@@ -114,15 +135,19 @@ class ResynthesisTest:
         original, spoken = self._pair(recording)
         ours, natural = (self.log_mel(waveform[None]) for waveform in (spoken, original))
         heard, told = (estimate_pitch(waveform[None], self.pitch) for waveform in (spoken, original))
+        of_original, of_spoken = self._errors(recording, original), self._errors(recording, spoken)
         return RecordingScore(
             len(recording.text.split()),
-            self._word_errors(recording.text, original),
-            self._word_errors(recording.text, spoken),
+            of_original.words,
+            of_spoken.words,
             float((ours - natural).abs().mean()),
             float(ours.var() / natural.var()),
             float(told.median_hz()),
             float(heard.median_hz()),
             _voicing_error(heard, told),
+            len(self.spoken[recording.line]) if self.spoken else 0,
+            of_original.phones,
+            of_spoken.phones,
         )
 
     def _pair(self, recording: Recording) -> tuple[Tensor, Tensor]:
@@ -139,13 +164,22 @@ class ResynthesisTest:
             raise ValueError(f"{recording.audio}: no tokens at line {recording.line}")
         return original[:length], spoken[:length]
 
-    def _word_errors(self, text: str, waveform: Tensor) -> int:
-        return edit_distance(text.split(), (self.judge.recognise(waveform) or "").split())
+    def _errors(self, recording: Recording, waveform: Tensor) -> _Errors:
+        words = edit_distance(recording.text.split(), (self.judge.recognise(waveform) or "").split())
+        if not isinstance(self.judge, PhoneJudge):
+            return _Errors(words, 0)
+        return _Errors(words, edit_distance(self.spoken[recording.line], self.judge.phones(waveform)))
+
+
+class _Errors(NamedTuple):
+    words: int
+    phones: int
 
 
 def summarise(scores: Sequence[RecordingScore]) -> ResynthesisScore:
     """Rates over all words, means and medians over recordings."""
     words = sum(score.words for score in scores)
+    phones = sum(score.phones for score in scores)
     errors = list(_pitch_errors(scores))
     return ResynthesisScore(
         len(scores),
@@ -156,6 +190,8 @@ def summarise(scores: Sequence[RecordingScore]) -> ResynthesisScore:
         median(errors) if errors else float("nan"),
         fmean(error <= PITCH_TOLERANCE for error in errors) if errors else float("nan"),
         fmean(score.voicing_error for score in scores),
+        sum(score.original_phone_errors for score in scores) / phones if phones else None,
+        sum(score.phone_errors for score in scores) / phones if phones else None,
     )
 
 

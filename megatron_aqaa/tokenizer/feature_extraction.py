@@ -22,6 +22,7 @@ from megatron_aqaa.tokenizer.features import (
     prepare_waveform,
 )
 from megatron_aqaa.tokenizer.front_ends import FRONT_ENDS, FrontEndKind
+from megatron_aqaa.tokenizer.phones import unstressed
 from megatron_aqaa.tokenizer.workers import map_blocks
 from megatron_aqaa.whole_file import write_whole
 
@@ -163,11 +164,6 @@ def _waveform(path: Path, num_frames: int) -> torch.Tensor:
             f"{num_frames // FRAMES_PER_GROUP}; correct it there"
         )
     return waveform
-
-
-def unstressed(phone: str) -> str:
-    """Phone without espeak's stress marks: which words are stressed changes with the wording, what is said does not."""
-    return phone.lstrip("',")
 
 
 def frame_labels(phones: Sequence[tuple[float, str]], index: dict[str, int], num_frames: int) -> np.ndarray:

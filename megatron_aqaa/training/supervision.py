@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_aqaa.tokenizer.feature_store import FeatureStore
+from megatron_aqaa.tokenizer.phones import phone_runs, silent_phones
 from megatron_aqaa.tokenizer.text import TextTokenizer
 
 IGNORED = -100
@@ -97,8 +98,7 @@ class FrameLabels(Supervision):
 
     def heard(self, frames: Sequence[int]) -> list[int]:
         """Runs of at least 20 ms, without silence, neighbours merged."""
-        runs = [unit for unit, run in groupby(frames) if unit not in self.silent and len(list(run)) >= 2]
-        return [unit for unit, _ in groupby(runs)]
+        return phone_runs(frames, self.silent)
 
     def loss(self, logits: Tensor, phones: Tensor, lengths: Tensor, targets: Tensor, num_targets: Tensor) -> Tensor:
         """Cross-entropy, mean over the frames."""
@@ -143,11 +143,6 @@ class PieceCtc(_Ctc):
     def targets(self, utterance: int) -> list[int]:
         """See `Supervision.targets`."""
         return [piece + 1 for piece in self.tokenizer.encode(self.store.texts[utterance])]
-
-
-def silent_phones(names: Sequence[str]) -> set[int]:
-    """Indices of silence and espeak's pauses; a recogniser is not judged by them."""
-    return {i for i, name in enumerate(names) if name.startswith("_") or name == ";"}
 
 
 def padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
