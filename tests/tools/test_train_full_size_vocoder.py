@@ -125,6 +125,20 @@ def test_vocode_speaks_with_both(
     assert "speaks whole utterances only; leave out --stream" in capsys.readouterr().err
 
 
+def test_released_weights_are_where_training_begins(
+    run: Path, call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(5)
+    released = HiftGenerator(load_config(HiftTrainConfig, run / "hift.yaml").model)
+    torch.save(released.state_dict(), tmp_path / "hift.pt")
+    still = ("fit.generator_rate=0", f"output={tmp_path / 'out'}", f"start_from={tmp_path / 'hift.pt'}")
+    assert call("hift", run / "hift.yaml", "tensorboard=false", *still) == 0
+    trained = load_network(HiftGenerator, HiftConfig, tmp_path / "out" / "model.pt", "this test").state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in released.state_dict().items())
+    assert call("flow", run / "flow.yaml", f"start_from={tmp_path / 'hift.pt'}", f"output={tmp_path / 'flow'}") == 2
+    assert "hift.pt: not the FlowModel that its configuration describes" in capsys.readouterr().err
+
+
 def test_a_vocabulary_of_another_size_is_named(
     run: Path, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
