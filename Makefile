@@ -13,9 +13,9 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # Wheels that a GPU machine without a network takes instead (filled by `make wheels`).
 WHEELS ?= wheels
 GPU_PYTHON_VERSION ?= 3.12
-GPU_WHEELS := annotated-types cffi execnet hypothesis iniconfig megatron-core pluggy psutil pybind11 pycparser pydantic \
-	pydantic_core pytest pytest-xdist PyYAML safetensors sentencepiece setuptools sortedcontainers soundfile soxr tqdm \
-	typing-inspection
+GPU_WHEELS := annotated-types cffi espeakng-loader execnet hypothesis iniconfig megatron-core pluggy psutil pybind11 \
+	pycparser pydantic pydantic_core pytest pytest-xdist PyYAML safetensors sentencepiece setuptools sortedcontainers \
+	soundfile soxr tqdm typing-inspection
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.extension

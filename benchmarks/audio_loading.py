@@ -8,6 +8,9 @@ their features are checked to agree. *librosa*: `librosa.load` and `librosa.feat
 recording. *Plain torch*: soundfile, soxr and `torch.stft`, recording by recording, nothing checked. Each form has one
 thread; what counts is the processor's time, all threads together, not the clock, so that other jobs on the machine
 matter less. All forms of a line take turns.
+
+On a machine with a GPU and DALI, the torch loader on all cores takes turns with DALI on all cores and the GPU instead,
+by the clock.
 """
 
 from __future__ import annotations
@@ -26,12 +29,12 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from side_by_side import Forms, core_milliseconds, medians, save
+from side_by_side import Forms, core_milliseconds, medians, milliseconds, on_gpu, save
 from torch import Tensor, nn
 
 from megatron_aqaa.audio.mel import MelConfig, mel_bands
 from megatron_aqaa.audio.synthetic import Espeak, record
-from megatron_aqaa.data.audio_loader import AudioBatch, AudioLoaderConfig
+from megatron_aqaa.data.audio_loader import AudioLoader, AudioLoaderConfig
 from megatron_aqaa.data.audio_loading.batch_plan import Batching
 from megatron_aqaa.data.audio_loading.features import Features
 from megatron_aqaa.data.audio_loading.open import has_dali
@@ -141,30 +144,38 @@ def batches(paths: list[list[Path]], mel: Callable[[Path], Tensor]) -> Iterator[
     return (nn.utils.rnn.pad_sequence([mel(path) for path in of_batch], batch_first=True) for of_batch in paths)
 
 
-def forms_of(case: Case, directory: Path) -> tuple[Forms, int, float]:
-    """The forms, and the recordings and seconds that each call loads."""
-    config = AudioLoaderConfig(
+def settings(case: Case, directory: Path) -> AudioLoaderConfig:
+    return AudioLoaderConfig(
         AudioSource(directory, "folder"),
         Features(case.features, MEL),  # type: ignore[arg-type]
         batching=Batching(max_batch_s=120, num_buckets=4, shuffle=False),
-        num_workers=0,
+        num_workers=os.cpu_count() or 1 if on_gpu() else 0,
     )
-    ours = TorchLoader(config)
+
+
+def epoch(loader: AudioLoader) -> list[Tensor]:
+    return [batch.features for batch in loader]
+
+
+def cpu_forms(case: Case, config: AudioLoaderConfig, ours: TorchLoader) -> Forms:
     paths = [[ours.records[i].audio for i in batch.tolist()] for batch in ours.plan.epoch(0)]
     plain = PlainMel(case.features)
-
-    def features(loader: Iterator[AudioBatch]) -> list[Tensor]:
-        return [batch.features for batch in loader]
-
-    forms: Forms = {"ours": lambda: features(iter(ours)), "plain torch": lambda: list(batches(paths, plain))}
+    forms: Forms = {"ours": lambda: epoch(ours), "plain torch": lambda: list(batches(paths, plain))}
     if librosa:
         forms["librosa"] = lambda: list(batches(paths, lambda path: librosa_mel(path, case.features)))
     if has_dali():
         from megatron_aqaa.data.dali_loader import DaliLoader
 
         dali = DaliLoader(config)
-        forms["DALI, CPU"] = lambda: features(iter(dali))
-    return forms, len(ours.records), sum(record.duration_s for record in ours.records)
+        forms["DALI, CPU"] = lambda: epoch(dali)
+    return forms
+
+
+def gpu_forms(config: AudioLoaderConfig, ours: TorchLoader) -> Forms:
+    from megatron_aqaa.data.dali_loader import DaliLoader
+
+    dali = DaliLoader(config, "gpu")
+    return {"ours": lambda: epoch(ours), "DALI, GPU": lambda: epoch(dali)}
 
 
 def check(forms: Forms) -> dict[str, float]:
@@ -176,7 +187,7 @@ def check(forms: Forms) -> dict[str, float]:
     ours = forms["ours"]()
     differences = {}
     for name, form in forms.items():
-        apart = [(a - b).abs().mean() for a, b in zip(ours, form(), strict=True)]
+        apart = [(a - b.cpu()).abs().mean() for a, b in zip(ours, form(), strict=True)]
         differences[name] = float(torch.stack(apart).max())
         assert differences[name] < 1e-4, f"{name}: features are off by {differences[name]} in the mean"
     return differences
@@ -185,24 +196,26 @@ def check(forms: Forms) -> dict[str, float]:
 def measure(case: Case, repeats: int) -> dict[str, Any]:
     """A line of the table, and the record for the JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        forms, count, seconds = forms_of(case, write_speech(Path(folder), case))
+        config = settings(case, write_speech(Path(folder), case))
+        ours = TorchLoader(config)
+        forms = gpu_forms(config, ours) if on_gpu() else cpu_forms(case, config, ours)
         differences = check(forms)
-        times = medians(forms, repeats, core_milliseconds)
+        times = medians(forms, repeats, milliseconds if on_gpu() else core_milliseconds)
+    count, seconds = len(ours.records), sum(record.duration_s for record in ours.records)
     items = {name: 1e3 * count / ms for name, ms in times.items()}
     ratios = {name: items["ours"] / rate for name, rate in items.items() if name != "ours"}
     print(f"{case.title} (n = {count}, {seconds / count:.1f} s each)")
+    unit, key = ("second", "s") if on_gpu() else ("core-second", "core_s")
     for name, rate in items.items():
         ratio = f"   ours is {ratios[name]:.2f}×" if name in ratios else ""
-        print(f"    {name:12s} {rate:7.0f} items and {rate * seconds / count:7.0f} s of sound a core-second{ratio}")
-    for name in {"librosa", "DALI, CPU"} - set(items):
-        print(f"    {name:12s} not measured: not installed")
+        print(f"    {name:12s} {rate:7.0f} items and {rate * seconds / count:7.0f} s of sound a {unit}{ratio}")
     return {
         "case": case.title,
         "recordings": count,
         "audio_s": seconds,
-        "median_core_ms": times,
-        "items_per_core_s": items,
-        "audio_s_per_core_s": {name: rate * seconds / count for name, rate in items.items()},
+        "median_ms" if on_gpu() else "median_core_ms": times,
+        f"items_per_{key}": items,
+        f"audio_s_per_{key}": {name: rate * seconds / count for name, rate in items.items()},
         "ours_to": ratios,
         "mean_difference_from_ours": differences,
     }
@@ -210,16 +223,21 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="JSON; default benchmarks/results/audio_loading_cpu.json")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--output", type=Path, help="JSON; default benchmarks/results/audio_loading_<device>.json")
     args = parser.parse_args()
+    for name, found in (("librosa", librosa or on_gpu()), ("DALI", has_dali())):
+        if not found:
+            print(f"{name} is not installed: not measured")
+    if on_gpu() and not has_dali():
+        return
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
     results = [measure(case, args.repeats) for case in CASES]
-    save(
-        "audio_loading", args.output, results, repeats=args.repeats, threads=1, load_before=load,
-        librosa=librosa and librosa.__version__, dali_gpu="not measured",
-    )  # fmt: skip
+    facts: dict[str, Any] = {"repeats": args.repeats, "load_before": load}
+    if not on_gpu():
+        facts |= {"threads": 1, "librosa": librosa and librosa.__version__, "dali_gpu": "not measured"}
+    save("audio_loading", args.output, results, **facts)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 CARRIED = ROOT / ".venv-gpu"  # beside the system's torch, where nothing can be downloaded
 MINUTES = 9  # a part
 PARTS = ("build", "test", "ops", "model")
-BENCHMARKS = {"ops": ("embedding", "attention", "logps"), "model": ("training_step",)}
+BENCHMARKS = {"ops": ("embedding", "attention", "logps"), "model": ("training_step", "audio_loading")}
 # Without this a CPU torch would skip every GPU test and pass.
 SEES_GPU = """
 from megatron_aqaa.ops.library import built_with_cuda
