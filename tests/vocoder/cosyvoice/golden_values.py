@@ -37,6 +37,6 @@ def fill(network: nn.Module) -> nn.Module:
 def quiet(hift: nn.Module) -> nn.Module:
     """A generator whose waveform stays below the limit."""
     parameters = dict(hift.named_parameters())
-    parameters["conv_post.parametrizations.weight.original0"].mul_(0.3)
-    parameters["conv_post.bias"].sub_(1.5)
+    parameters["conv_post.parametrizations.weight.original0"].mul_(0.25)
+    parameters["conv_post.bias"].sub_(2.0)
     return hift

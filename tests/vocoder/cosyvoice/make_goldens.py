@@ -72,7 +72,7 @@ def main() -> None:
     fill(estimator)
     quiet(fill(hift))
     ones = torch.ones(2, 1, 21)
-    condition = (
+    told = (
         values("mu", 2, 16, 21),
         values("time", 2).abs(),
         values("speaker", 2, 16),
