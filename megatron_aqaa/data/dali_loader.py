@@ -128,11 +128,11 @@ class DaliLoader(AudioLoader):
         """Files, and the random numbers of their effects."""
         effects = self.config.effects
         draws = [draw(effects, epoch, index) for index in indices]
-        lengths = [encoded.num_samples if effects.noise_db else 0 for encoded in found]
+        noises = (white_noise(d, e.num_samples, effects.seed).numpy() for d, e in zip(draws, found, strict=True))
         return Inputs(
             [encoded.content for encoded in found],
             [np.array(drawn.gain, np.float32) for drawn in draws],
-            [white_noise(d, n, effects.seed).numpy() for d, n in zip(draws, lengths, strict=True)],
+            list(noises) if effects.noise_db else [],
         )
 
     def _features(self, values: Any, num_samples: Any) -> Padded:
@@ -140,8 +140,12 @@ class DaliLoader(AudioLoader):
         tensor = torch.from_dlpack(values.as_tensor())
         lengths = torch.from_dlpack(num_samples.as_tensor()).flatten().tolist()
         if self.config.features.kind in ("whisper", "log_mel"):
-            return self.extract.of_energies(tensor, lengths)
-        return self.extract([waveform[:n] for waveform, n in zip(tensor, lengths, strict=True)])
+            padded = self.extract.of_energies(tensor, lengths)
+        else:
+            padded = self.extract([waveform[:n] for waveform, n in zip(tensor, lengths, strict=True)])
+        if self.device == "gpu":
+            torch.accelerator.synchronize()  # DALI uses its memory again on a stream of its own
+        return padded
 
     def _find_damage(self, batches: list[Indices]) -> bool:
         """Read recordings one by one, as `TorchLoader` would, and note which cannot be; False if none."""

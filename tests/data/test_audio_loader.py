@@ -17,7 +17,7 @@ from megatron_aqaa.data.audio_loading.features import Features
 from megatron_aqaa.data.audio_loading.records import AudioSource
 from tests.data.audio_loaders import LOADERS, Open, assert_same, torch_loader
 from tests.data.damaged_audio import write_damaged
-from tests.data.recordings import write_manifest, write_mixed
+from tests.data.recordings import write_manifest, write_mixed, write_tar
 
 pytestmark = pytest.mark.filterwarnings("ignore:recordings at", "ignore:.*set aside so far")
 
@@ -64,6 +64,22 @@ def test_a_resumed_run_gives_the_batches_of_one_that_was_never_stopped(open_load
 
 
 @pytest.mark.parametrize("open_loader", LOADERS)
+def test_a_manifest_a_folder_and_tars_are_alike(open_loader: Open, tmp_path: Path) -> None:
+    paths = write_mixed(tmp_path / "audio", 12)
+    manifest = write_manifest(tmp_path / "audio" / "m.jsonl", (Path(path.name) for path in paths))
+    for number in range(2):
+        content = {path.name: path.read_bytes() for path in paths[6 * number : 6 * number + 6]}
+        write_tar(tmp_path / f"{number}.tar", content)
+    sources = (manifest, "manifest"), (tmp_path / "audio", "folder"), (tmp_path, "webdataset")
+    batching = Batching(num_buckets=1, shuffle=False)
+    configs = [small_batches(manifest, source=AudioSource(*source), batching=batching) for source in sources]  # type: ignore[arg-type]
+    expected, *others = ([*open_loader(config)] for config in configs)
+    assert [batch.ids for batch in expected] == [tuple(path.name for path in paths)]
+    for (batch,) in others:
+        assert_same(batch, expected[0])
+
+
+@pytest.mark.parametrize("open_loader", LOADERS)
 def test_epochs_are_complete_and_differ(open_loader: Open, corpus: Path) -> None:
     loader = open_loader(small_batches(corpus))
     first, second = list(loader), list(loader)
@@ -93,6 +109,15 @@ def test_padding_is_zero_and_lengths_are_told(open_loader: Open, corpus: Path) -
             assert batch.features.shape[:2] == (len(batch.ids), batch.lengths.max())
             for values, length in zip(batch.features, batch.lengths, strict=True):
                 assert values[:length].any() and not values[length:].any()
+
+
+@pytest.mark.parametrize("kind", ["waveform", "whisper"])
+@pytest.mark.parametrize("open_loader", LOADERS)
+def test_a_network_can_be_trained_on_them(open_loader: Open, corpus: Path, kind: str) -> None:
+    batch = next(iter(open_loader(small_batches(corpus, features=Features(kind)))))  # type: ignore[arg-type]
+    network = torch.nn.Linear(batch.features.shape[-1], 2)
+    network(batch.features).sum().backward()
+    assert network.weight.grad is not None and network.weight.grad.any()
 
 
 @pytest.mark.parametrize("open_loader", LOADERS)

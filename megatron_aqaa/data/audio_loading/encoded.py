@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import soundfile
 
 from megatron_aqaa.audio.io import AudioError, check_wav_is_whole
+from megatron_aqaa.audio.tar_member import TarMember
 from megatron_aqaa.data.audio_loader import AudioLoaderConfig
 from megatron_aqaa.data.audio_loading.records import AudioRecord
 from megatron_aqaa.data.torch_loader import read_waveform
@@ -41,44 +43,42 @@ def read_encoded(record: AudioRecord, config: AudioLoaderConfig) -> Encoded:
     Raises:
         AudioError: As `read_waveform`.
     """
-    content = _content(record)
-    head = _head(content)
-    if head is None or not _is_whole(content):
+    head = _head(record.audio)
+    if head is None:
         return _wav(record, config, config.sample_rate_hz)
     num_samples = -(-head.frames * config.sample_rate_hz // head.samplerate)
     known = head.format in _DECODED_BY_DALI and head.subtype not in ("FLOAT", "DOUBLE")
     fits = config.min_samples <= num_samples <= config.source.max_duration_s * config.sample_rate_hz
     if known and fits and (head.samplerate == config.sample_rate_hz or config.resampler == "dali"):
-        return Encoded(np.frombuffer(content, np.uint8), num_samples)
+        content = _content(record.audio)
+        if content is not None:
+            return Encoded(content, num_samples)
     return _wav(record, config, head.samplerate if config.resampler == "dali" else config.sample_rate_hz)
 
 
-def _content(record: AudioRecord) -> bytes:
-    """Nothing if there is no file that can be read."""
-    audio = record.audio
-    if isinstance(audio, Path) and not audio.is_file():  # reading a pipe would wait for ever
-        return b""
+def _head(audio: Path | TarMember) -> soundfile.SoundFile | None:
+    """What the header says, of a file that has one."""
     try:
-        with audio.open("rb") if isinstance(audio, Path) else audio.open() as file:
-            return file.read() or b""
-    except OSError:
-        return b""
-
-
-def _head(content: bytes) -> soundfile.SoundFile | None:
-    try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
+        if isinstance(audio, TarMember):
+            with audio.open() as stream, soundfile.SoundFile(stream) as file:
+                return file
+        if not audio.is_file():  # opening a pipe would wait for ever
+            return None
+        with soundfile.SoundFile(os.fsencode(audio)) as file:
             return file
     except (soundfile.LibsndfileError, OSError):
         return None
 
 
-def _is_whole(content: bytes) -> bool:
+def _content(audio: Path | TarMember) -> npt.NDArray[np.uint8] | None:
+    """The whole file, unless it was cut off, which DALI would not notice."""
     try:
-        check_wav_is_whole(Path(), io.BytesIO(content), len(content))
-    except AudioError:
-        return False
-    return True
+        with audio.open() if isinstance(audio, TarMember) else audio.open("rb") as file:
+            content = file.read() or b""
+        check_wav_is_whole(Path(str(audio)), io.BytesIO(content), len(content))
+    except (AudioError, OSError):
+        return None
+    return np.frombuffer(content, np.uint8)
 
 
 def _wav(record: AudioRecord, config: AudioLoaderConfig, sample_rate_hz: int) -> Encoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -77,10 +78,11 @@ class FeatureExtractor:
     """
 
     def __init__(self, features: Features, sample_rate_hz: int, device: torch.device | str = "cpu") -> None:
-        self.features, self.joint_samples = features, round(_JOINT_S * sample_rate_hz)
+        self.features = features
+        self.joint_samples = _JOINT_S * sample_rate_hz if torch.device(device).type == "cpu" else math.inf
         self.network = None if features.kind == "waveform" else _network(features).to(device)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what that makes cannot be trained on
     def __call__(self, waveforms: Sequence[Tensor]) -> Padded:
         """Features of waveforms [N], each with at least `features.min_samples`."""
         lengths = torch.tensor([self.features.num_frames(len(waveform)) for waveform in waveforms])
@@ -89,7 +91,7 @@ class FeatureExtractor:
         parts = [part for group in self._groups(waveforms) for part in self._joint(group)]
         return Padded(nn.utils.rnn.pad_sequence(parts, batch_first=True), lengths)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def of_energies(self, energies: Tensor, num_samples: Sequence[int]) -> Padded:
         """The same from energies [B, n_fft // 2 + 1, F] that another program made of so many samples."""
         lengths = [self.features.num_frames(n) for n in num_samples]

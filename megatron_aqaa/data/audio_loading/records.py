@@ -151,12 +151,16 @@ def _with_duration(identity: str, audio: Path | TarMember, fields: Mapping[str, 
 def _folder(path: Path) -> Iterator[AudioRecord | Reject]:
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder")
-    for directory, folders, files in os.walk(path):
+    for directory, folders, files in os.walk(path, onerror=_refuse):
         folders.sort()
         for name in sorted(files):
             if name.lower().endswith(SUFFIXES):
                 file = Path(directory, name)
                 yield _with_duration(str(file.relative_to(path)), file, {})
+
+
+def _refuse(error: OSError) -> None:
+    raise ValueError(f"{error.filename}: a folder that cannot be read ({error.strerror})") from None
 
 
 def _webdataset(path: Path) -> Iterator[AudioRecord | Reject]:

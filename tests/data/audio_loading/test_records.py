@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,21 @@ def test_a_folder(tmp_path: Path) -> None:
     assert [Path(audio).name for audio, _ in index.rejects] == ["z.wav"]
     with pytest.raises(ValueError, match="no such folder"):
         read_index(AudioSource(tmp_path / "nowhere", "folder"))
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.wav").write_bytes(WAV)
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # root may read everything: permissions cannot make this happen
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match="locked: a folder that cannot be read .Permission denied"):
+        read_index(AudioSource(tmp_path, "folder"))
 
 
 def test_tars(tmp_path: Path) -> None:
