@@ -5,6 +5,7 @@ Each writes `model.pt`, its configuration, the log, and `report.json` with its e
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -21,6 +22,7 @@ from megatron_aqaa.data.audio_loading.batch_plan import Batching
 from megatron_aqaa.network_file import save_network
 from megatron_aqaa.training.adversarial_fit import fit_adversarially
 from megatron_aqaa.training.adversarial_state import AdversarialFitConfig
+from megatron_aqaa.training.ahead import Ahead
 from megatron_aqaa.training.fit import FitConfig, fit
 from megatron_aqaa.training.hift_steps import hift_adversary
 from megatron_aqaa.training.sound_board import SoundBoard
@@ -122,7 +124,8 @@ def train_hift(config: HiftTrainConfig) -> Report:
         return hift_report(generator, held_out, config.num_held_out, board, step)
 
     judges = Discriminators(config.discriminators)
-    fit_adversarially(model, judges, crops, adversary, config.fit, config.output, "HiFT", validation)
+    with contextlib.closing(Ahead(crops)) as batches:
+        fit_adversarially(model, judges, batches, adversary, config.fit, config.output, "HiFT", validation)
     return _finish(model, config, hift_report(model, held_out, config.num_held_out), board)
 
 
@@ -144,7 +147,8 @@ def train_flow(config: FlowTrainConfig) -> Report:
     def validation(model: FlowModel, step: int) -> Report:
         return flow_report(model, held_out, config.num_held_out, config.steps, board, step)
 
-    fit(model, recordings, flow_losses, config.fit, config.output, "flow model", validation)
+    with contextlib.closing(Ahead(recordings)) as batches:
+        fit(model, batches, flow_losses, config.fit, config.output, "flow model", validation)
     if platform.Replicas.join().is_first:
         vocabulary.save(config.output / "vocabulary.yaml")
     return _finish(model, config, flow_report(model, held_out, config.num_held_out, config.steps), board)

@@ -10,13 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_aqaa.audio.mel import MelSpectrogram
 from megatron_aqaa.training.adversarial_fit import Adversary, fit_adversarially
+from megatron_aqaa.training.hift_steps import hift_adversary
+from megatron_aqaa.training.speech_batches import SoundAnalysis, SoundBatch
+from megatron_aqaa.vocoder.adversarial_losses import AdversarialWeights
+from megatron_aqaa.vocoder.discriminators import DiscriminatorConfig, Discriminators, Resolution
 from tests.distributed.launch import run
 from tests.training.tiny_adversaries import CONFIG, NOISY, PLAIN, batch_at, networks
+from tests.vocoder.cosyvoice.tiny_hift import CONFIG as HIFT
+from tests.vocoder.cosyvoice.tiny_hift import hum, tiny_hift
 
 pytestmark = pytest.mark.distributed
 
 SHARED = replace(CONFIG, num_shares=2)
+JUDGES = DiscriminatorConfig(
+    periods=(2,), period_channels=(4, 4), resolutions=(Resolution(512, 50, 240),), spectrum_channels=4
+)
 
 
 def doubled_batch_at(step: int) -> torch.Tensor:
@@ -68,3 +78,22 @@ def test_stop_of_one_process_stops_all_and_resumes_exactly(tmp_path: Path) -> No
     assert run(trained, 2, tmp_path / "stopped", 9) == [[], []]
     for one, two in zip(straight, run(trained, 2, tmp_path / "stopped")[0], strict=True):
         assert torch.equal(one, two)
+
+
+def hummed(number: int) -> SoundBatch:
+    return SoundAnalysis(HIFT.mel)(hum(4096, 120.0 + 10 * number))
+
+
+def hift_trained(directory: Path) -> list[torch.Tensor]:
+    generator, judges = tiny_hift(), Discriminators(JUDGES)
+    adversary = hift_adversary(AdversarialWeights(), [MelSpectrogram(HIFT.mel)])
+    fit_adversarially(generator, judges, hummed, adversary, replace(SHARED, steps=2), directory, "test")
+    return [p.detach() for network in (generator, judges) for p in network.parameters()]
+
+
+def test_two_processes_train_hift_as_one_does(tmp_path: Path) -> None:
+    """Its noise is drawn for each share."""
+    alone = hift_trained(tmp_path / "one")
+    for together in run(hift_trained, 2, tmp_path / "two"):
+        for one, two in zip(alone, together, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)

@@ -125,6 +125,21 @@ def test_vocode_speaks_with_both(
     assert "speaks whole utterances only; leave out --stream" in capsys.readouterr().err
 
 
+def test_a_run_in_two_parts_is_the_run_in_one(run: Path, call: Callable[..., int], tmp_path: Path) -> None:
+    for name, model, config in (("hift", HiftGenerator, HiftConfig), ("flow", FlowModel, FlowConfig)):
+        assert call(name, run / f"{name}.yaml") == 0
+        whole = load_network(model, config, run / name / "model.pt", "this test").state_dict()
+        flat = () if name == "hift" else ("fit.decay_ratio=0",)  # fit's schedule knows the number of steps
+        if flat:
+            assert call(name, run / f"{name}.yaml", *flat, f"output={tmp_path / 'flat'}") == 0
+            whole = load_network(model, config, tmp_path / "flat" / "model.pt", "this test").state_dict()
+        for steps in (2, 4):
+            words = ("tensorboard=false", f"fit.steps={steps}", f"output={tmp_path / name}")
+            assert call(name, run / f"{name}.yaml", *flat, *words) == 0
+        parts = load_network(model, config, tmp_path / name / "model.pt", "this test").state_dict()
+        assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items())
+
+
 def test_released_weights_are_where_training_begins(
     run: Path, call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
