@@ -171,3 +171,14 @@ def test_the_examples_are_the_published_sizes() -> None:
     assert [flow.fit.rate(step) for step in (0, 2499, 499_999)] == pytest.approx([0.001 / 2500, 0.001, 0.001])
     assert hift.fit.rate_ratio(999_999) == 1.0
     assert hift.crop_length % hift.model.mel.hop_length == 0
+
+
+def test_the_examples_at_24_khz_fit_each_other() -> None:
+    flow = load_config(FlowTrainConfig, ROOT / "examples/vocoder/flow_24khz.yaml")
+    hift = load_config(HiftTrainConfig, ROOT / "examples/vocoder/hift_24khz.yaml")
+    assert flow.model.mel == hift.model.mel
+    assert (flow.model.frames_per_token, flow.model.num_frames(3)) == (2, 6)
+    chunks_s = [tokens / 25 for tokens in flow.model.chunk_tokens]
+    assert chunks_s == [0.6, 0.96, 1.92]  # as published
+    assert hift.crop_length % hift.model.mel.hop_length == 0
+    assert flow.output.parent == hift.output.parent
