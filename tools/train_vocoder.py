@@ -1,11 +1,12 @@
 """Train one half of a token vocoder: what makes mel of tokens, or what makes waveforms of mel.
 
-The miniature has an `acoustic` model and a `generator`; the full-size vocoder a `flow` model and a `hift` generator,
+The miniature has an `acoustic` model and a `generator` (`voice`: both, one after the other); the full-size vocoder a `flow` model and a `hift` generator,
 which is trained against discriminators.
 
 Examples:
     python tools/train_vocoder.py generator examples/tiny_cpu/generator.yaml
     python tools/train_vocoder.py acoustic examples/tiny_cpu/acoustic.yaml fit.steps=200
+    python tools/train_vocoder.py voice examples/tiny_cpu/vocoder.yaml
     python tools/train_vocoder.py hift examples/vocoder/hift.yaml speech.manifest=data/speech/manifest.jsonl
     torchrun --nproc-per-node 2 tools/train_vocoder.py generator examples/tiny_cpu/generator.yaml fit.num_shares=2
 
@@ -26,13 +27,16 @@ from megatron_aqaa.training.full_size_vocoder import FlowTrainConfig, HiftTrainC
 from megatron_aqaa.training.vocoder_jobs import (
     AcousticTrainConfig,
     GeneratorTrainConfig,
+    VoiceTrainConfig,
     train_acoustic,
     train_generator,
+    train_voice,
 )
 
 JOBS: dict[str, tuple[type, Callable[[Any], dict[str, float]]]] = {
     "acoustic": (AcousticTrainConfig, train_acoustic),
     "generator": (GeneratorTrainConfig, train_generator),
+    "voice": (VoiceTrainConfig, train_voice),
     "flow": (FlowTrainConfig, train_flow),
     "hift": (HiftTrainConfig, train_hift),
 }

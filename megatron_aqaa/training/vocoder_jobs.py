@@ -79,6 +79,25 @@ class AcousticTrainConfig:
     crop_groups: int = 10
 
 
+@dataclass(frozen=True)
+class VoiceTrainConfig:
+    """Both halves of a vocoder, one after the other.
+
+    Attributes:
+        generator: of waveforms.
+        acoustic: of what the generator is told.
+    """
+
+    generator: GeneratorTrainConfig
+    acoustic: AcousticTrainConfig
+
+
+def train_voice(config: VoiceTrainConfig) -> Report:
+    """Train both; their errors by the names of the halves."""
+    halves = {"generator": train_generator(config.generator), "acoustic": train_acoustic(config.acoustic)}
+    return {f"{half}.{name}": value for half, report in halves.items() for name, value in report.items()}
+
+
 def train_generator(config: GeneratorTrainConfig) -> Report:
     """Train, save, and measure on held-out recordings."""
     torch.manual_seed(config.fit.seed)
