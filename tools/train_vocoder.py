@@ -1,7 +1,7 @@
 """Train one half of a token vocoder: what makes mel of tokens, or what makes waveforms of mel.
 
-The miniature has an `acoustic` model and a `generator` (`voice`: both, one after the other); the full-size vocoder a `flow` model and a `hift` generator,
-which is trained against discriminators.
+The miniature has an `acoustic` model and a `generator` (`voice` trains both in turn); the full-size vocoder
+a `flow` model and a `hift` generator, which is trained against discriminators.
 
 Examples:
     python tools/train_vocoder.py generator examples/tiny_cpu/generator.yaml

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from megatron_aqaa.tokenizer.centroids import nearest_centroid
+from megatron_aqaa.tokenizer.codebook_report import CodebookReport, CodeCounts
 from megatron_aqaa.tokenizer.feature_store import FeatureStore
 from megatron_aqaa.tokenizer.layers import valid_frames
 from megatron_aqaa.tokenizer.linguistic import FRAMES_PER_CODE as FRAMES_PER_LINGUISTIC
 from megatron_aqaa.tokenizer.linguistic import LinguisticEncoder
 from megatron_aqaa.tokenizer.semantic import FRAMES_PER_CODE as FRAMES_PER_SEMANTIC
 from megatron_aqaa.tokenizer.semantic import SemanticEncoder
-from megatron_aqaa.tokenizer.codebook_report import CodebookReport, CodeCounts
 from megatron_aqaa.training.supervision import Supervision
 from megatron_aqaa.training.tokenizer_steps import SpeechBatch, evaluation_batches
 
