@@ -7,7 +7,7 @@ Examples:
 
 `ids.txt` holds merged token ids in groups of five, separated by blanks, commas or line ends. The same ids and seed give
 the same file. Ids that break the order of groups are dropped, at most one group for each fault, and named on standard
-error. A folder with flow/ and hift/ is the full-size vocoder, which speaks whole utterances only.
+error. A folder with flow/ and hift/ is the full-size vocoder; at 22.05 kHz that speaks whole utterances only.
 Exit codes: 0 done, 1 spoken with faults, 2 wrong arguments, files or ids (with --strict any fault).
 """
 
@@ -25,7 +25,8 @@ import torch
 from megatron_aqaa.audio.io import save_waveform
 from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.vocoder.acoustic import SamplingConfig
-from megatron_aqaa.vocoder.cosyvoice.full_size_vocoder import FlowSampling, FullSizeVocoder
+from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
+from megatron_aqaa.vocoder.cosyvoice.full_size_vocoder import FullSizeVocoder
 from megatron_aqaa.vocoder.group_repair import GroupFault, refuse
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
 
@@ -39,7 +40,7 @@ def main() -> int:
         vocoder = load(arguments)
         token_ids = read_ids(arguments)
         started_s = time.perf_counter()
-        if isinstance(vocoder, TokenVocoder) and arguments.stream:
+        if arguments.stream:
             pieces = vocoder.stream(token_ids.tolist(), arguments.seed, on_fault=on_fault)
             waveform = torch.cat([torch.zeros(0), *pieces])
         else:
@@ -60,8 +61,6 @@ def load(arguments: argparse.Namespace) -> TokenVocoder | FullSizeVocoder:
     settings = {name: value for name, value in given.items() if value is not None} | {"bf16": arguments.bf16}
     if not (arguments.vocoder / "flow").exists():
         return TokenVocoder.load(arguments.vocoder, SamplingConfig(**settings))
-    if arguments.stream:
-        raise ValueError(f"{arguments.vocoder}: the full-size vocoder speaks whole utterances only; leave out --stream")
     return FullSizeVocoder.load(arguments.vocoder, FlowSampling(**settings))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy.typing as npt
 import torch
@@ -18,7 +18,6 @@ import torch
 from megatron_aqaa.vocoder.acoustic import GroupCodes
 from megatron_aqaa.vocoder.excitation import PhaseAnchor, pulse_phase
 from megatron_aqaa.vocoder.frames import FRAMES_PER_GROUP, VoiceFrames
-from megatron_aqaa.vocoder.generator import Generator
 from megatron_aqaa.vocoder.group_repair import Group
 
 
@@ -46,10 +45,23 @@ class StreamConfig:
             raise ValueError("a stream needs context_groups ≥ 1, lookahead_groups ≥ 0 and fade_samples ≥ 0")
 
 
-class Voice(Protocol):
-    """What a stream needs of `TokenVocoder`."""
+class Speaker(Protocol):
+    """What makes waveforms of frames."""
 
-    generator: Generator
+    @property
+    def config(self) -> Any:
+        """Its `mel` says at which rates."""
+
+    def __call__(self, frames: VoiceFrames, noise: torch.Tensor, anchor: PhaseAnchor) -> torch.Tensor:
+        """F frames, what `Voice.breath` gives for them, and the phase → [B, N]."""
+
+
+class Voice(Protocol):
+    """What a stream needs of `TokenVocoder` or of the full-size vocoder."""
+
+    @property
+    def generator(self) -> Speaker:
+        """Frames → waveform."""
 
     @property
     def samples_per_group(self) -> int:
@@ -62,7 +74,7 @@ class Voice(Protocol):
         """Frames of codes that begin with group `first_group` of the utterance."""
 
     def breath(self, groups: range, seed: int) -> torch.Tensor:
-        """Noise that the generator filters, [1, N]."""
+        """Noise of the generator for these groups, with a batch of one."""
 
 
 class SpeechStream:

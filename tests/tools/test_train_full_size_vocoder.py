@@ -122,7 +122,7 @@ def test_vocode_speaks_with_both(
     assert "a.wav: 0.72 s of speech" in capsys.readouterr().out
     assert soundfile.info(tmp_path / "a.wav").samplerate == 22050
     assert call(*words, "--stream", tool="vocode") == 2
-    assert "speaks whole utterances only; leave out --stream" in capsys.readouterr().err
+    assert "this vocoder speaks whole utterances" in capsys.readouterr().err
 
 
 def test_a_run_in_two_parts_is_the_run_in_one(run: Path, call: Callable[..., int], tmp_path: Path) -> None:

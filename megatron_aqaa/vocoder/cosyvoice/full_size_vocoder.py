@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +14,18 @@ from torch.nn import functional
 
 from megatron_aqaa.network_file import load_network
 from megatron_aqaa.vocabulary import GROUP_DURATION_S, Vocabulary
-from megatron_aqaa.vocoder import flow
-from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch
+from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel
+from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
 from megatron_aqaa.vocoder.cosyvoice.hift import HiftConfig, HiftGenerator
 from megatron_aqaa.vocoder.cosyvoice.hift_layers import fold_weight_norm
+from megatron_aqaa.vocoder.cosyvoice.streaming_voice import StreamingVoice, can_stream
 from megatron_aqaa.vocoder.cosyvoice.token_ids import flow_tokens
-from megatron_aqaa.vocoder.group_repair import OnFault, refuse, repaired_groups
+from megatron_aqaa.vocoder.excitation import START
+from megatron_aqaa.vocoder.frames import FRAMES_PER_GROUP
+from megatron_aqaa.vocoder.group_repair import OnFault, Piece, refuse, repaired_groups
+from megatron_aqaa.vocoder.streaming import SpeechStream, StreamConfig
 
 _MADE_BY = "tools/train_vocoder.py"
-
-
-@dataclass(frozen=True)
-class FlowSampling:
-    """How a mel spectrum is drawn; the defaults are the published ones.
-
-    Attributes:
-        steps: Euler steps.
-        guidance: weight of classifier-free guidance; 0 halves the work.
-        temperature: deviation of the noise at the start.
-        bf16: the flow model computes in bf16.
-    """
-
-    steps: int = 10
-    guidance: float = flow.GUIDANCE
-    temperature: float = 1.0
-    bf16: bool = False
 
 
 class FullSizeVocoder:
@@ -72,6 +59,11 @@ class FullSizeVocoder:
             )
         self.flow_model, self.generator = flow_model.eval(), fold_weight_norm(generator.eval())
         self.vocabulary, self.sampling = vocabulary, sampling or FlowSampling()
+        self.voice = (
+            StreamingVoice(self.flow_model, self.generator, vocabulary, self.sampling)
+            if can_stream(flow_model.config)
+            else None
+        )
 
     @classmethod
     def load(cls, directory: str | Path, sampling: FlowSampling | None = None) -> FullSizeVocoder:
@@ -103,7 +95,8 @@ class FullSizeVocoder:
             on_fault: told of each fault that is repaired; by default the first one is an error.
 
         Returns:
-            [N] float32 on the CPU, 120 ms for each group; the last 20 ms or so, which fill no frame, are silent.
+            [N] float32 on the CPU, 120 ms for each group; at 22.05 kHz the last 20 ms or so, which fill no frame, are
+            silent.
 
         Raises:
             ValueError: an id breaks the group structure; names its position.
@@ -111,12 +104,39 @@ class FullSizeVocoder:
         groups = list(repaired_groups([np.asarray(token_ids)], self.vocabulary, on_fault))
         if not groups:
             return torch.zeros(0)
-        mel = self._mel(list(itertools.chain(*groups)), seed)
+        token_ids = list(itertools.chain(*groups))
+        if self.voice:  # as one chunk of a stream
+            frames = self.voice.frames(self.voice.codes(token_ids), seed)
+            return self.voice.generator(frames, self.voice.breath(range(len(groups)), seed), START)[0].cpu()
+        mel = self._mel(token_ids, seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # of the generator's own noise
             waveform = self.generator(mel).waveform[0].float().cpu()
         length = round(len(groups) * GROUP_DURATION_S * self.sample_rate_hz)
         return functional.pad(waveform, (0, length - len(waveform)))
+
+    def stream(
+        self,
+        token_ids: Iterable[Piece],
+        seed: int = 0,
+        config: StreamConfig | None = None,
+        on_fault: OnFault = refuse,
+    ) -> Iterator[Tensor]:
+        """Speak while ids arrive; see `streaming`, and `TokenVocoder.stream` for the arguments.
+
+        Yields:
+            Waveforms [N] float32 that, joined, last exactly 120 ms for each whole group.
+
+        Raises:
+            ValueError: an id breaks the group structure, or a group is no whole number of frames.
+        """
+        if not self.voice:
+            raise ValueError(
+                f"a stream needs {FRAMES_PER_GROUP} frames a group, as the 24 kHz form with tokens in columns has "
+                f"(examples/vocoder/flow_24khz.yaml); this vocoder speaks whole utterances"
+            )
+        groups = repaired_groups(token_ids, self.vocabulary, on_fault)
+        return SpeechStream(self.voice, seed, config or StreamConfig()).run(groups)
 
     def _mel(self, token_ids: list[int], seed: int) -> Tensor:
         """[1, F, M]."""
@@ -124,7 +144,4 @@ class FullSizeVocoder:
         tokens = flow_tokens(token_ids, self.vocabulary, config.token_form)[None].to(device)
         source = torch.Generator().manual_seed(seed)
         noise = torch.randn(1, config.num_frames(tokens.shape[1]), config.mel.num_mels, generator=source).to(device)
-        sampling = self.sampling
-        with torch.autocast(device.type, torch.bfloat16, enabled=sampling.bf16):
-            noise = sampling.temperature * noise
-            return self.flow_model.sample(TokenBatch(tokens), noise, sampling.steps, sampling.guidance).float()
+        return self.sampling.draw(self.flow_model, tokens, noise)

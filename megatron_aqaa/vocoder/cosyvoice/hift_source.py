@@ -58,21 +58,35 @@ class HarmonicSource(nn.Module):
 
     def forward(self, f0_hz: Tensor) -> Tensor:
         """F0 of each sample, [B, N] → waveform [B, N]; overtones begin at random phases."""
+        # double precision: after a minute in single precision the ninth harmonic would be off by a fortieth of a cycle
+        cycles = torch.cumsum(f0_hz.double() / self.sample_rate_hz, dim=-1)
+        shape = (*f0_hz.shape, self.num_harmonics + 1)
+        noise = torch.randn(shape, device=f0_hz.device)
+        start = torch.rand(len(f0_hz), 1, shape[-1], device=f0_hz.device)
+        return self.mixed(cycles, f0_hz > self.voiced_threshold_hz, start, noise)
+
+    def mixed(self, cycles: Tensor, voiced: Tensor, start: Tensor, noise: Tensor) -> Tensor:
+        """The source at given phases.
+
+        Args:
+            cycles: [B, N] float64, phase of the fundamental.
+            voiced: [B, N] bool.
+            start: [B, 1, 1 + num_harmonics] cycles by which each harmonic is ahead; the fundamental's is not used.
+            noise: [B, N, 1 + num_harmonics] standard normal.
+
+        Returns:
+            [B, N].
+        """
         with torch.no_grad():
-            voiced = (f0_hz > self.voiced_threshold_hz).float()[..., None]
-            deviation = voiced * self.noise_deviation + (1 - voiced) * self.sine_amplitude / 3
-            waves = self.harmonics(f0_hz)
-            waves = waves + deviation * torch.randn_like(waves)
+            deviation = torch.where(voiced, self.noise_deviation, self.sine_amplitude / 3)[..., None]
+            waves = self.harmonics(cycles, voiced, start) + deviation * noise
         return torch.tanh(self.l_linear(waves))[..., 0]
 
     @torch.no_grad()
-    def harmonics(self, f0_hz: Tensor) -> Tensor:
-        """[B, N] → [B, N, 1 + num_harmonics]: sines of the fundamental and each overtone, silent where unvoiced."""
+    def harmonics(self, cycles: Tensor, voiced: Tensor, start: Tensor) -> Tensor:
+        """[B, N, 1 + num_harmonics]: sines of the fundamental and each overtone, silent where unvoiced; see `mixed`."""
         count = self.num_harmonics + 1
-        # double precision: after a minute in single precision the ninth harmonic would be off by a fortieth of a cycle
-        cycles = torch.cumsum(f0_hz.double() / self.sample_rate_hz, dim=-1)[..., None]
-        cycles = cycles * torch.arange(1, count + 1, device=f0_hz.device)
-        start = torch.rand(len(f0_hz), 1, count, device=f0_hz.device)
-        start[..., 0] = 0
-        sines = self.sine_amplitude * torch.sin(2 * math.pi * ((cycles + start) % 1)).float()
-        return sines * (f0_hz > self.voiced_threshold_hz)[..., None]
+        ahead = torch.cat((torch.zeros_like(start[..., :1]), start[..., 1:]), dim=-1)
+        phases = cycles[..., None] * torch.arange(1, count + 1, device=cycles.device) + ahead
+        sines = self.sine_amplitude * torch.sin(2 * math.pi * (phases % 1)).float()
+        return sines * voiced[..., None]

@@ -49,15 +49,21 @@ def flow_tokens(token_ids: npt.ArrayLike, vocabulary: Vocabulary, form: TokenFor
     Raises:
         ValueError: an id breaks the group structure; names its position.
     """
-    linguistic, semantic = _codes(token_ids, vocabulary)
+    linguistic, semantic = group_codes(token_ids, vocabulary)
     if form == "flat":
         return torch.cat((linguistic, semantic + vocabulary.linguistic_size), dim=1).flatten()
-    missing = torch.full((len(linguistic), SEMANTIC_PER_GROUP - LINGUISTIC_PER_GROUP), ABSENT)
-    return torch.stack((torch.cat((linguistic, missing), dim=1), semantic), dim=-1).flatten(0, 1)
+    return in_columns(linguistic, semantic)
 
 
-def _codes(token_ids: npt.ArrayLike, v: Vocabulary) -> tuple[Tensor, Tensor]:
-    """[G, 2] linguistic and [G, 3] semantic codes."""
+def in_columns(linguistic: Tensor, semantic: Tensor) -> Tensor:
+    """[..., G, 2] and [..., G, 3] codes → [..., 3 G, 2] pairs, −1 beside the last semantic code of a group."""
+    missing = torch.full_like(semantic[..., : SEMANTIC_PER_GROUP - LINGUISTIC_PER_GROUP], ABSENT)
+    return torch.stack((torch.cat((linguistic, missing), dim=-1), semantic), dim=-1).flatten(-3, -2)
+
+
+def group_codes(token_ids: npt.ArrayLike, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """[G, 2] linguistic and [G, 3] semantic codes of merged ids; errors as in `flow_tokens`."""
+    v = vocabulary
     codes = deinterleave_codes(token_ids, linguistic_start=v.linguistic_start, semantic_start=v.semantic_start)
     semantic = torch.from_numpy(codes.semantic).view(-1, SEMANTIC_PER_GROUP)
     too_large = (semantic >= v.semantic_size).nonzero()

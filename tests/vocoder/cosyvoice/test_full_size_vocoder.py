@@ -10,7 +10,8 @@ import torch
 
 from megatron_aqaa.network_file import save_network
 from megatron_aqaa.vocoder.cosyvoice.flow_model import WIDE_MEL
-from megatron_aqaa.vocoder.cosyvoice.full_size_vocoder import FlowSampling, FullSizeVocoder
+from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
+from megatron_aqaa.vocoder.cosyvoice.full_size_vocoder import FullSizeVocoder
 from tests.vocoder.cosyvoice.tiny_flow import CONFIG, MEL, tiny_flow
 from tests.vocoder.cosyvoice.tiny_hift import tiny_hift
 from tests.vocoder.tiny_vocoder import VOCABULARY, random_ids

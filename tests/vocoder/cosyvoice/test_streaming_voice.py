@@ -1,0 +1,90 @@
+"""Streams of the full-size vocoder: what they are joined of, and that nothing is heard of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_aqaa.audio.mel import MelConfig
+from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
+from megatron_aqaa.vocoder.cosyvoice.full_size_vocoder import FullSizeVocoder
+from megatron_aqaa.vocoder.cosyvoice.hift import HiftGenerator
+from megatron_aqaa.vocoder.cosyvoice.streaming_voice import PhasedGenerator, can_stream
+from megatron_aqaa.vocoder.excitation import START, PhaseAnchor, pulse_phase
+from megatron_aqaa.vocoder.frames import VoiceFrames
+from megatron_aqaa.vocoder.streaming import StreamConfig
+from tests.vocoder.cosyvoice.tiny_flow import CONFIG as FLOW
+from tests.vocoder.cosyvoice.tiny_flow import tiny_flow
+from tests.vocoder.cosyvoice.tiny_hift import CONFIG as HIFT
+from tests.vocoder.tiny_vocoder import VOCABULARY, random_ids
+
+MEL = MelConfig(sample_rate_hz=24000, n_fft=1920, win_length=1920, hop_length=480)
+GROUP = 2880
+CHUNKS = StreamConfig(chunk_groups=(2, 3, 4), context_groups=3, lookahead_groups=1)
+
+
+def hift() -> HiftGenerator:
+    torch.manual_seed(1)
+    sizes = {"upsample_rates": (8, 5, 3), "upsample_kernel_sizes": (16, 11, 7), "source_kernel_sizes": (7, 7, 11)}
+    model = HiftGenerator(replace(HIFT, mel=MEL, **sizes)).eval()
+    torch.nn.init.constant_(model.f0_predictor.classifier.bias, 150.0)  # a voice, about so high
+    return model
+
+
+def vocoder() -> FullSizeVocoder:
+    config = replace(FLOW, vocab_size=5120, linguistic_size=1024, token_form="columns", chunk_tokens=(15,), mel=MEL)
+    return FullSizeVocoder(tiny_flow(config), hift(), VOCABULARY, FlowSampling(steps=1))
+
+
+def test_one_chunk_is_the_whole() -> None:
+    speaker, ids = vocoder(), random_ids(6)
+    whole = speaker.synthesize(ids, seed=3)
+    assert whole.shape == (6 * GROUP,)
+    chunks = list(speaker.stream(ids.tolist(), 3, StreamConfig(chunk_groups=(50,))))
+    assert len(chunks) == 1
+    assert torch.equal(chunks[0], whole)
+
+
+def test_chunks_last_as_long_as_their_groups_however_ids_arrive() -> None:
+    speaker, ids = vocoder(), random_ids(11)
+    chunks = list(speaker.stream(ids.tolist(), 3, CHUNKS))
+    assert [len(chunk) // GROUP for chunk in chunks] == [2, 3, 4, 2]
+    again = speaker.stream([ids[:7], ids[7:8], ids[8:]], 3, CHUNKS)
+    assert all(torch.equal(one, two) for one, two in zip(chunks, again, strict=True))
+
+
+def test_nothing_jumps_at_the_joins() -> None:
+    waveform = torch.cat(list(vocoder().stream(random_ids(14).tolist(), 0, CHUNKS)))
+    jumps = waveform.diff().abs()
+    joins = torch.tensor([2, 5, 9, 13]) * GROUP - 1
+    elsewhere = torch.ones(len(jumps), dtype=torch.bool)
+    elsewhere[joins] = False
+    assert jumps[joins].max() < jumps[elsewhere].max()
+
+
+def test_harmonics_of_a_stretch_go_on_in_the_next() -> None:
+    generator = PhasedGenerator(hift())
+    octaves = torch.linspace(-0.3, 0.4, 30)[None]
+    frames = VoiceFrames(torch.zeros(1, 30, 80), octaves, torch.ones(1, 30))
+    noise = torch.randn(1, 30 * 480, 9)
+    whole = generator.source(frames, noise, START)
+    cycles = float(pulse_phase(octaves, 480, 24000, START)[0, 18 * 480] % 1)
+    later = generator.source(frames.slice(12, 30), noise[:, 12 * 480 :], PhaseAnchor(6, cycles))
+    torch.testing.assert_close(later[:, 6 * 480 :], whole[:, 18 * 480 :], rtol=0, atol=1e-5)
+
+
+def test_malformed_streams_are_repaired() -> None:
+    ids = random_ids(6).tolist()
+    faults: list = []
+    spoken = list(vocoder().stream([*ids[:10], 3, *ids[10:17], *ids[18:]], config=CHUNKS, on_fault=faults.append))
+    assert sum(map(len, spoken)) == 5 * GROUP
+    assert len(faults) >= 2
+
+
+def test_a_group_must_be_whole_frames() -> None:
+    assert not can_stream(FLOW)
+    whole = FullSizeVocoder(tiny_flow(replace(FLOW, vocab_size=5120, mel=HIFT.mel)), HiftGenerator(HIFT), VOCABULARY)
+    with pytest.raises(ValueError, match="a stream needs 6 frames a group, as the 24 kHz form"):
+        whole.stream(random_ids(2).tolist())
