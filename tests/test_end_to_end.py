@@ -34,7 +34,7 @@ TINY = {
     "generator": ("fit.steps=3",),
     "acoustic": ("fit.steps=3",),
     "evaluate": ("--config", "examples/tiny_cpu/evaluate_quick.yaml", *FEW, "num_timed=1",
-                 "num_spoken={unseen_voice: 2, unseen_wording: 2}", "pairs=data/pairs/preference/held_out"),
+                 "num_spoken={unseen_voice: 2, unseen_wording: 2}", "pairs=data/held_out/preference/held_out"),
 }  # fmt: skip
 MADE_UP = {"pairs": "pairs.jsonl", "held_out_pairs": "held_out.jsonl"}  # this model is never right
 
