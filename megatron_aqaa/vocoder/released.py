@@ -40,7 +40,7 @@ def load_released_flow(path: Path, config: FlowConfig = COSYVOICE_300M, own: Col
     Raises:
         ValueError: missing, damaged, or of another network; names the file and the tensors.
     """
-    return _filled(FlowModel(config), path, own)
+    return _filled(_read(path), FlowModel(config), path, own)
 
 
 def load_released_hift(path: Path, config: HiftConfig | None = None, own: Collection[str] = ()) -> HiftGenerator:
@@ -54,13 +54,13 @@ def load_released_hift(path: Path, config: HiftConfig | None = None, own: Collec
     Raises:
         ValueError: as in `load_released_flow`.
     """
-    return _filled(HiftGenerator(config or HiftConfig()), path, own)
+    return _filled(_read(path), HiftGenerator(config or HiftConfig()), path, own)
 
 
-def _filled(network: Network, path: Path, own: Collection[str]) -> Network:
+def _filled(tensors: Tensors, network: Network, path: Path, own: Collection[str]) -> Network:
     wanted = network.state_dict()
     _check_own(own, wanted)
-    found = with_weight_norm(_without_prefix(_read(path)), wanted)
+    found = with_weight_norm(_without_prefix(tensors), wanted)
     wrong = _differences({k: v for k, v in wanted.items() if k not in own}, found, own)
     if wrong:
         raise ValueError(

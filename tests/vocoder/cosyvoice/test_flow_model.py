@@ -184,6 +184,7 @@ def test_sampling_follows_the_exact_path_of_a_field_that_knows_the_end() -> None
         torch.testing.assert_close(drawn, data + flow.SIGMA_MIN * noise, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sampling_against_an_adaptive_solver() -> None:
     """On the guided field of a network, in double precision: the error falls with the steps, and ends below 1 %."""
     solver = pytest.importorskip("torchdiffeq")
