@@ -17,7 +17,7 @@ from megatron_aqaa.audio.io import AudioError
 from megatron_aqaa.data.audio_loader import AudioLoader, AudioLoaderConfig, Loaded
 from megatron_aqaa.data.audio_loading import dali_pipeline
 from megatron_aqaa.data.audio_loading.batch_plan import Indices
-from megatron_aqaa.data.audio_loading.dali_pipeline import PREFETCHED, Device, Inputs, build_pipeline
+from megatron_aqaa.data.audio_loading.dali_pipeline import Device, Inputs, build_pipeline
 from megatron_aqaa.data.audio_loading.effects import draw, white_noise
 from megatron_aqaa.data.audio_loading.encoded import Encoded, read_encoded
 from megatron_aqaa.data.audio_loading.features import FeatureExtractor, Padded
@@ -58,6 +58,7 @@ class DaliLoader(AudioLoader):
             config.features, config.sample_rate_hz, platform.device() if device == "gpu" else "cpu"
         )
         self._damaged: dict[int, str] = {}  # what passes for whole until it is decoded
+        self._not_for_dali: set[int] = set()  # what soundfile decodes in its place
 
     @property
     def resampler(self) -> str:
@@ -68,19 +69,19 @@ class DaliLoader(AudioLoader):
         """See `AudioLoader`."""
         done = 0
         while done < len(batches):
+            under_way: deque[_Prepared] = deque()
             try:
-                for loaded in self._run(epoch, batches[done:]):
+                for loaded in self._run(epoch, batches[done:], under_way):
                     done += 1
                     yield loaded
             except RuntimeError:  # a file that DALI cannot decode ends its pipeline, and its message names no file
-                if not self._find_damage(batches[done : done + PREFETCHED + 1]):
+                if not self._look_through([index for prepared in under_way for index in prepared.indices]):
                     raise
 
-    def _run(self, epoch: int, batches: list[Indices]) -> Iterator[Loaded]:
+    def _run(self, epoch: int, batches: list[Indices], under_way: deque[_Prepared]) -> Iterator[Loaded]:
         """The batches through one pipeline."""
         threads = max(1, self.config.num_workers)
         device_id = platform.device().index if self.device == "gpu" else None
-        under_way: deque[_Prepared] = deque()
         with ThreadPoolExecutor(threads) as pool:
             source = self._inputs(epoch, batches, pool, under_way)
             pipeline = build_pipeline(self.config, source, self.device, device_id, threads)
@@ -112,7 +113,7 @@ class DaliLoader(AudioLoader):
     def _encoded(self, index: int) -> Encoded:
         if index in self._damaged:
             raise AudioError(self._damaged[index])
-        return read_encoded(self.records[index], self.config)
+        return read_encoded(self.records[index], self.config, for_dali=index not in self._not_for_dali)
 
     def _readable(self, batch: Indices, reading: list[Future[Encoded]]) -> tuple[_Prepared, list[Encoded]]:
         prepared, found = _Prepared([], []), list[Encoded]()
@@ -147,12 +148,17 @@ class DaliLoader(AudioLoader):
             torch.accelerator.synchronize()  # DALI uses its memory again on a stream of its own
         return padded
 
-    def _find_damage(self, batches: list[Indices]) -> bool:
-        """Read recordings one by one, as `TorchLoader` would, and note which cannot be; False if none."""
-        before = len(self._damaged)
-        for index in np.concatenate(batches).tolist():
+    def _look_through(self, indices: list[int]) -> bool:
+        """Read recordings one by one, as `TorchLoader` does, and note which cannot be; DALI gets none of them again.
+
+        Returns:
+            Whether that changes anything.
+        """
+        new = set(indices) - self._not_for_dali
+        for index in new:
             try:
                 read_waveform(self.records[index], self.config)
             except AudioError as error:
                 self._damaged[index] = str(error)
-        return len(self._damaged) > before
+        self._not_for_dali |= new
+        return bool(new)

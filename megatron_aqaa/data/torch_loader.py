@@ -74,16 +74,31 @@ def read_waveform(record: AudioRecord, config: AudioLoaderConfig) -> torch.Tenso
     """[N] as it is recorded, at the rate of the settings.
 
     Raises:
-        AudioError: It cannot be read, is too short, or is longer than all recordings may be, unlike its record says.
+        AudioError: It cannot be read, is too short, or is not as long as its record says.
     """
     parts, count = [], 0
     for block in read_blocks(record.audio, config.sample_rate_hz):
         parts.append(block)
         count += len(block)
-        if count > 1.1 * config.source.max_duration_s * config.sample_rate_hz:  # mp3 headers are not exact
-            raise AudioError(
-                f"{record.name}: goes on after {record.duration_s:g} s, which its record promises; correct it"
-            )
-    if count < config.min_samples:
-        raise AudioError(f"{record.name}: {count} samples, at least {config.min_samples} are needed")
+        check_length(record, config, count, at_least=False)  # at once: it may go on for hours
+    check_length(record, config, count)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def check_length(record: AudioRecord, config: AudioLoaderConfig, num_samples: int, at_least: bool = True) -> None:
+    """Raises AudioError if a recording is too short, or its length is not what the batches were planned with.
+
+    Args:
+        record: The recording.
+        config: The settings.
+        num_samples: What there is of it, at the rate of the settings.
+        at_least: Whether that is all.
+    """
+    seconds, planned_s = num_samples / config.sample_rate_hz, record.duration_s
+    if at_least and num_samples < config.min_samples:
+        raise AudioError(f"{record.name}: {num_samples} samples, at least {config.min_samples} are needed")
+    if seconds > 1.1 * planned_s + 0.1 or (at_least and seconds < planned_s / 1.1 - 0.1):  # mp3 headers are not exact
+        found = f"{seconds:.2f} s" if at_least else f"{seconds:.2f} s or more"
+        raise AudioError(
+            f"{record.name}: {found}, its record says {planned_s:.2f} s; correct that, or copy the file again"
+        )

@@ -16,7 +16,7 @@ from megatron_aqaa.data.audio_loading.features import Features
 from megatron_aqaa.data.audio_loading.records import AudioSource
 from megatron_aqaa.data.torch_loader import TorchLoader
 from tests.data.audio_loaders import assert_same
-from tests.data.recordings import write_manifest, write_mixed
+from tests.data.recordings import encoded, voice, write_manifest, write_mixed
 
 pytestmark = pytest.mark.filterwarnings("ignore:recordings at")
 
@@ -50,12 +50,22 @@ def test_one_order_whatever_the_number_of_processes(tmp_path: Path) -> None:
             assert_same(batch, one)
 
 
-def test_a_recording_longer_than_its_manifest_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("told_s", "message"), [(0.2, "0.40 s or more, its record says 0.20 s"), (0.6, "0.40 s, its")])
+def test_a_recording_that_is_not_as_long_as_its_manifest_says(tmp_path: Path, told_s: float, message: str) -> None:
     path = write_mixed(tmp_path, 1, 16000)[0]
-    (tmp_path / "m.jsonl").write_text(f'{{"audio": "{path.name}", "duration_s": 0.2}}\n')
-    config = AudioLoaderConfig(AudioSource(tmp_path / "m.jsonl", max_duration_s=0.3), num_workers=0)
-    loader = TorchLoader(config)
-    with pytest.warns(UserWarning, match="goes on after 0.2 s, which its record promises"):
+    (tmp_path / "m.jsonl").write_text(f'{{"audio": "{path.name}", "duration_s": {told_s}}}\n')
+    loader = TorchLoader(AudioLoaderConfig(AudioSource(tmp_path / "m.jsonl"), num_workers=0))
+    with pytest.warns(UserWarning, match=message):
+        assert list(loader) == []
+
+
+def test_a_cut_mp3_is_told_by_its_header(tmp_path: Path) -> None:
+    content = encoded(voice(0, 3.0, 16000), 16000, "mp3")
+    (tmp_path / "cut.mp3").write_bytes(content[: len(content) // 2])
+    loader = TorchLoader(AudioLoaderConfig(AudioSource(tmp_path, "folder"), num_workers=0))
+    with pytest.warns(
+        UserWarning, match="cut.mp3: 1.* s, its record says 3.00 s; correct that, or copy the file again"
+    ):
         assert list(loader) == []
 
 

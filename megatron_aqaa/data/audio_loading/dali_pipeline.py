@@ -26,7 +26,6 @@ Node = Any
 
 RESAMPLING_QUALITY = 50.0  # DALI's own default, 16 lobes of a windowed sinc
 RESAMPLER = f"DALI {dali.__version__.split('.')[0]} quality {RESAMPLING_QUALITY:g}"
-PREFETCHED = 2  # batches under way
 
 
 class Inputs(NamedTuple):
@@ -64,7 +63,6 @@ def build_pipeline(
         batch_size=config.batching.max_batch_size,
         num_threads=num_threads,
         device_id=device_id,
-        prefetch_queue_depth=PREFETCHED,
     )
     with pipeline:
         pipeline.set_outputs(*graph(config, source, device))

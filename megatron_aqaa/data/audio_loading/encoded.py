@@ -17,7 +17,7 @@ from megatron_aqaa.audio.io import AudioError, check_wav_is_whole
 from megatron_aqaa.audio.tar_member import TarMember
 from megatron_aqaa.data.audio_loader import AudioLoaderConfig
 from megatron_aqaa.data.audio_loading.records import AudioRecord
-from megatron_aqaa.data.torch_loader import read_waveform
+from megatron_aqaa.data.torch_loader import check_length, read_waveform
 
 _DECODED_BY_DALI = ("WAV", "WAVEX", "FLAC", "OGG")
 
@@ -34,11 +34,17 @@ class Encoded(NamedTuple):
     num_samples: int
 
 
-def read_encoded(record: AudioRecord, config: AudioLoaderConfig) -> Encoded:
+def read_encoded(record: AudioRecord, config: AudioLoaderConfig, for_dali: bool = True) -> Encoded:
     """The file as it is, if DALI decodes it to what soundfile and soxr would make of it; else what they made, as a wav.
 
     The latter are mp3 files, which DALI cannot decode; those of another rate, unless DALI is to resample; those with
     floating-point samples, whose NaN DALI would let pass; and all that are damaged, which raises here.
+
+    Args:
+        record: The recording.
+        config: The settings.
+        for_dali: False if DALI is known to fail at it, such as at an ogg file with a damaged page, which soundfile
+            passes over.
 
     Raises:
         AudioError: As `read_waveform`.
@@ -48,8 +54,8 @@ def read_encoded(record: AudioRecord, config: AudioLoaderConfig) -> Encoded:
         return _wav(record, config, config.sample_rate_hz)
     num_samples = -(-head.frames * config.sample_rate_hz // head.samplerate)
     known = head.format in _DECODED_BY_DALI and head.subtype not in ("FLOAT", "DOUBLE")
-    fits = config.min_samples <= num_samples <= config.source.max_duration_s * config.sample_rate_hz
-    if known and fits and (head.samplerate == config.sample_rate_hz or config.resampler == "dali"):
+    if for_dali and known and (head.samplerate == config.sample_rate_hz or config.resampler == "dali"):
+        check_length(record, config, num_samples)
         content = _content(record.audio)
         if content is not None:
             return Encoded(content, num_samples)
