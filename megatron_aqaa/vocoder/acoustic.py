@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -34,6 +34,8 @@ class AcousticConfig:
         num_heads: heads of the attention that follows every fourth flow block, from the second on.
         residual_scale: brings the residual, in deviations of the mel, near the unit scale of the noise.
         condition_dropout: share of the training examples whose flow does not see the codes.
+        form: what makes the mel spectrum: `both`, regression and a flow of what it leaves out; or one of them alone, to
+            compare (`benchmarks/vocoder_forms.py`).
     """
 
     num_mels: int = 80
@@ -45,6 +47,7 @@ class AcousticConfig:
     num_heads: int = 4
     residual_scale: float = 2.0
     condition_dropout: float = 0.2
+    form: Literal["both", "flow", "regression"] = "both"
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,15 @@ class AcousticModel(nn.Module):
         mel, octaves, voiced = self.regression(hidden).split((self.config.num_mels, 1, 1), dim=-1)
         return AcousticPrediction(hidden, mel, octaves[..., 0], voiced[..., 0])
 
+    def prior(self, prediction: AcousticPrediction) -> torch.Tensor:
+        """What the flow's outcome is added to, [B, F, M]: the mean, or zeros of a flow that stands alone."""
+        return torch.zeros_like(prediction.mel) if self.config.form == "flow" else prediction.mel
+
+    @property
+    def flow_scale(self) -> float:
+        """Brings what the flow learns near the unit scale of the noise."""
+        return 1.0 if self.config.form == "flow" else self.config.residual_scale
+
     def normalize(self, mel: torch.Tensor) -> torch.Tensor:
         """Mel [..., M] in deviations from the mean of the training speech."""
         return (mel - self.mel_mean) / self.mel_deviation
@@ -134,12 +146,13 @@ class AcousticModel(nn.Module):
             sampling: how.
         """
         prediction = self.predict(codes)
-        mel = prediction.mel.to(noise.dtype)
-        if sampling.steps:
+        prior = self.prior(prediction)
+        mel = prior.to(noise.dtype)
+        if sampling.steps and self.config.form != "regression":
             field = self.field(prediction.condition, sampling.guidance)
             with torch.autocast(noise.device.type, torch.bfloat16, enabled=sampling.bf16):
                 residual = flow.euler(field, sampling.temperature * noise, sampling.steps)
-            mel = mel + residual / self.config.residual_scale
+            mel = mel + residual / self.flow_scale
         voiced = (prediction.voiced_logit > 0).to(noise.dtype)
         return VoiceFrames(mel * self.mel_deviation + self.mel_mean, prediction.octaves.to(noise.dtype), voiced)
 

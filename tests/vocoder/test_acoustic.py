@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_aqaa.training.vocoder_steps import flow_matching_loss
+from megatron_aqaa.training.vocoder_steps import acoustic_losses, flow_matching_loss
+from megatron_aqaa.training.voice_corpus import VoiceBatch
 from megatron_aqaa.vocoder import flow
 from megatron_aqaa.vocoder.acoustic import AcousticModel, CodeEmbedding, SamplingConfig
+from megatron_aqaa.vocoder.frames import VoiceFrames
 from megatron_aqaa.vocoder.layers import AttentionBlock
 from tests.vocoder.tiny_vocoder import ACOUSTIC, random_codes, tiny_acoustic
 
@@ -117,3 +119,26 @@ def test_overfits_one_batch():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="hidden size 10 is not a multiple of the 4 attention heads"):
         AttentionBlock(10, 4)
+
+
+def test_a_flow_alone_starts_from_noise_and_a_regression_alone_ignores_it():
+    codes, noise = random_codes(1, 3), torch.randn(1, 18, 80)
+    flow_alone = AcousticModel(replace(ACOUSTIC, form="flow"))
+    regression = AcousticModel(replace(ACOUSTIC, form="regression"))
+    # an untrained field is that of Gaussian data: unit noise stays unit noise, and no mean is added
+    drawn = flow_alone.normalize(flow_alone.sample(codes, noise, SamplingConfig(steps=8, temperature=1.0)).mel)
+    assert 0.8 < drawn.std() < 1.2
+    plain = [regression.sample(codes, other, SamplingConfig()).mel for other in (noise, -noise)]
+    assert torch.equal(*plain)
+
+
+@pytest.mark.parametrize("form", ["both", "flow", "regression"])
+def test_each_form_trains_its_own_parts(form):
+    model = AcousticModel(replace(ACOUSTIC, form=form))
+    codes, frames = random_codes(2, 3), VoiceFrames(torch.randn(2, 18, 80), torch.zeros(2, 18), torch.ones(2, 18))
+    losses = acoustic_losses(model, VoiceBatch(torch.zeros(2, 1), frames, codes))
+    losses["loss"].backward()
+    flow_learns = model.velocity_net.output.weight.grad is not None
+    mean_learns = model.regression.weight.grad[:80].any().item()
+    assert (flow_learns, mean_learns) == (form != "regression", form != "flow")
+    assert (losses["flow"] > 0, losses["mel"] > 0) == (form != "regression", form != "flow")
