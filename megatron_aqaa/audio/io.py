@@ -148,15 +148,15 @@ def _resampled(
 
 def _mono(path: Path, file: soundfile.SoundFile, block: int) -> Iterator[npt.NDArray[np.float32]]:
     """Blocks [N] of the file as it is, checked."""
-    count = 0
-    while len(samples := file.read(block, dtype="float32", always_2d=True)):
+    count, exact = 0, file.format in ("WAV", "FLAC", "AIFF", "RF64")  # whether the header knows how many there are
+    while not (exact and 0 < file.frames <= count) and len(samples := file.read(block, "float32", always_2d=True)):
         if not np.isfinite(samples).all():
             raise AudioError(f"{path}: holds NaN or infinite samples; the recording is damaged, export it again")
         count += len(samples)
         yield np.ascontiguousarray(samples.mean(axis=1) if file.channels > 1 else samples[:, 0])
     if not count:
         raise AudioError(f"{path}: holds no samples; record it again")
-    if file.format in ("WAV", "FLAC", "AIFF", "RF64") and count < file.frames:
+    if exact and count < file.frames:
         raise AudioError(f"{path}: truncated: {count} of {file.frames} samples can be read; copy it again")
 
 

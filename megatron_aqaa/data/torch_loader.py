@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -34,6 +35,7 @@ class TorchLoader(AudioLoader):
             BatchReader(self.config, self.records, epoch, batches),
             batch_size=None,
             num_workers=self.config.num_workers,
+            collate_fn=_as_it_is,
             generator=torch.Generator(),  # or else it draws from the generator that dropout uses, and a resume differs
         )
         yield from loader
@@ -68,6 +70,11 @@ class BatchReader(Dataset[Loaded]):
         config, record = self.config, self.records[index]
         waveform = read_waveform(record, config)
         return apply_effects(waveform, config.effects, draw(config.effects, self.epoch, index), config.sample_rate_hz)
+
+
+def _as_it_is(loaded: Any) -> Any:
+    """Torch's own function would look for arrays in every index and name."""
+    return loaded
 
 
 def read_waveform(record: AudioRecord, config: AudioLoaderConfig) -> torch.Tensor:

@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from megatron_aqaa.audio import kaldi_fbank, whisper_mel
 from megatron_aqaa.audio.kaldi_fbank import KaldiFilterBank
@@ -119,7 +118,7 @@ class FeatureExtractor:
         """[F, M] of each."""
         assert self.network is not None
         lengths = [self.features.num_frames(len(waveform)) for waveform in waveforms]
-        padded = nn.utils.rnn.pad_sequence([self._continued(waveform) for waveform in waveforms], batch_first=True)
+        padded = _continued(waveforms, getattr(self.network, "margin", 0))
         if isinstance(self.network, WhisperMel):
             values = self.network.of_padded(padded, lengths).transpose(1, 2)
         elif isinstance(self.network, MelSpectrogram):
@@ -128,10 +127,18 @@ class FeatureExtractor:
             values = self.network(padded)
         return [value[:length] for value, length in zip(values, lengths, strict=True)]
 
-    def _continued(self, waveform: Tensor) -> Tensor:
-        """By reflection at its own ends, not at those of the batch."""
-        margin = getattr(self.network, "margin", 0)
-        return functional.pad(waveform[None], (margin, margin), mode="reflect")[0] if margin else waveform
+
+def _continued(waveforms: Sequence[Tensor], margin: int) -> Tensor:
+    """[B, N + 2 · margin], zeros behind: each continued by reflection at its own ends, not at those of the batch."""
+    longest = max(map(len, waveforms))
+    padded = waveforms[0].new_zeros(len(waveforms), longest + 2 * margin)
+    for row, waveform in zip(padded, waveforms, strict=True):
+        end = margin + len(waveform)
+        row[margin:end] = waveform
+        if margin:
+            row[:margin] = waveform[1 : margin + 1].flip(0)
+            row[end : end + margin] = waveform[-margin - 1 : -1].flip(0)
+    return padded
 
 
 def _network(features: Features) -> nn.Module:
