@@ -1,10 +1,11 @@
-"""What makes the mel spectrum best: a flow, a regression, or a flow of what the regression leaves out, on several seeds.
+"""What makes the mel spectrum best: a flow, a regression, or a flow of what the regression leaves out, on some seeds.
 
     python benchmarks/vocoder_forms.py --run runs/demo --generator runs/demo/voice/generator --judge runs/demo/judge
 
-Each form is trained on the same tokens for the same number of steps (`examples/tiny_cpu/vocoder.yaml`, the acoustic part),
-speaks recordings of voices that no training heard with the same generator, and is judged on words in any order and on
-phones (`examples/tiny_cpu/judge.yaml`) beside the originals. Training is kept in the run: the same command goes on.
+Each form is trained on the same tokens for the same number of steps (the acoustic part of
+`examples/tiny_cpu/vocoder.yaml`), speaks recordings of voices that no training heard with the same generator, and is
+judged on words in any order and on phones (`examples/tiny_cpu/judge.yaml`) beside the originals. Training is kept in
+the run: the same command goes on.
 """
 
 from __future__ import annotations

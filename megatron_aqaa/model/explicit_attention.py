@@ -41,8 +41,8 @@ class ExplicitBackend:
         """As `attention.Backend` says."""
         groups = key.shape[2]
         q = query.permute(1, 2, 0, 3).unflatten(1, (groups, -1)).flatten(0, 1)
-        # copied also where a step of decoding reads each key once: products of strided bf16 keys take three times as long
-        # (128 rows, 120 keys, one core, 2026-11: 8.0 → 2.7 ms; one row: .087 → .084 ms)
+        # copied also where a step of decoding reads each key once: products of strided bf16 keys take three times as
+        # long (128 rows, 120 keys, one core, 2026-11: 8.0 → 2.7 ms; one row: .087 → .084 ms)
         k, v = (x.permute(1, 2, 0, 3).flatten(0, 1).contiguous() for x in (key, value))
         biases = [
             block.bias.unflatten(1, (groups, -1)).flatten(2, 3).flatten(0, 1)
