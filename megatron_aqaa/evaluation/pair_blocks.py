@@ -63,6 +63,7 @@ def num_questions(config: PairsConfig) -> int:
     return len(_questions(config))
 
 
+@lru_cache(maxsize=1)  # every block asks
 def _questions(config: PairsConfig) -> list[Recording]:
     recordings = read_recordings(config.run / "speech" / "manifest.jsonl")
     questions = []
@@ -119,4 +120,7 @@ def _maker(config: PairsConfig) -> PairMaker:
     """One model for each process, for all of its blocks."""
     if config.num_workers:
         torch.set_num_threads(1)
-    return PairMaker(SpokenAnswerer.load(config.run, config.model), config)
+    answerer = SpokenAnswerer.load(config.run, config.model)
+    # rules measure pitch and length, which the flow does not touch
+    answerer.vocoder.sampling = dataclasses.replace(answerer.vocoder.sampling, steps=0)
+    return PairMaker(answerer, config)
