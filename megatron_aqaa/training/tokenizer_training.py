@@ -106,7 +106,8 @@ class SemanticTrainingConfig(SpeechTrainingConfig):
 
 def train_text(config: TextTrainingConfig) -> Scores:
     """Train the text model and write the vocabulary that follows from it; returns pieces per sentence."""
-    texts = sorted({recording.text for recording in select(read_recordings(config.manifest), config.split)})
+    recordings = select(read_recordings(config.manifest), config.split)
+    texts = sorted({recording.text for recording in recordings if recording.text})
     train_text_model(texts, config.output / "text.model", config.model)
     tokenizer = TextTokenizer(config.output / "text.model")
     tokenizer.vocabulary().save(config.output / "vocabulary.yaml")
