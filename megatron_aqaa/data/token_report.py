@@ -15,8 +15,9 @@ from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.ops.index import deinterleave_codes
 from megatron_aqaa.tokenizer import linguistic, semantic
 from megatron_aqaa.tokenizer.codebook import use_of_counts
-from megatron_aqaa.tokenizer.feature_extraction import SILENCE, frame_labels, unstressed
+from megatron_aqaa.tokenizer.feature_extraction import SILENCE, frame_labels
 from megatron_aqaa.tokenizer.features import FRAMES_PER_GROUP
+from megatron_aqaa.tokenizer.phones import unstressed
 from megatron_aqaa.vocabulary import GROUP_DURATION_S, GROUP_SIZE, Vocabulary
 
 TRAINED = "train"

@@ -22,6 +22,7 @@ from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.data.manifest import Recording
 from megatron_aqaa.evaluation.judge import SpokenAnswerJudge
 from megatron_aqaa.evaluation.phone_judge import PhoneJudge
+from megatron_aqaa.tokenizer.edit_distance import edit_distance
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
 
 PITCH_TOLERANCE = 0.05
@@ -193,16 +194,6 @@ def summarise(scores: Sequence[RecordingScore]) -> ResynthesisScore:
         sum(score.original_phone_errors for score in scores) / phones if phones else None,
         sum(score.phone_errors for score in scores) / phones if phones else None,
     )
-
-
-def edit_distance(reference: Sequence[str], heard: Sequence[str]) -> int:
-    """Insertions, deletions and substitutions that turn one into the other, at the least."""
-    row = list(range(len(heard) + 1))
-    for number, word in enumerate(reference, 1):
-        above, row = row, [number]
-        for place, other in enumerate(heard):
-            row.append(min(above[place] + (word != other), above[place + 1] + 1, row[place] + 1))
-    return row[-1]
 
 
 def _pitch_errors(scores: Sequence[RecordingScore]) -> Iterator[float]:

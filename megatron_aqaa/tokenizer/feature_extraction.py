@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from megatron_aqaa.audio.io import load_waveform
-from megatron_aqaa.tokenizer.feature_store import FRONT_END, NO_PHONE, FeatureStore, Utterance
+from megatron_aqaa.tokenizer.feature_store import FRONT_END, NO_PHONE, FeatureStore, Utterance, read_front_end
 from megatron_aqaa.tokenizer.features import (
     FRAMES_PER_GROUP,
     SAMPLE_RATE_HZ,
@@ -132,7 +132,7 @@ def _open_arrays(directory: Path, corpus: _Corpus, front_end: FrontEndKind) -> n
             np.lib.format.open_memmap(directory / f"{name}.npy", "w+", dtype, shape).flush()
     found = {name: np.load(directory / f"{name}.npy", mmap_mode="r").shape for name in shapes}
     sizes = {name: shape for name, (shape, _) in shapes.items()}
-    if found != sizes or (directory / FRONT_END).read_text() != front_end:
+    if found != sizes or read_front_end(directory) != front_end:
         raise ValueError(
             f"{directory}: holds features of another manifest or front end; delete the directory or name another"
         )

@@ -26,6 +26,12 @@ NO_PHONE = 255
 FRONT_END = "front_end"  # its file
 
 
+def read_front_end(directory: Path) -> str:
+    """Name of the front end of a feature directory, finished or not; empty where an earlier version began it."""
+    path = directory / FRONT_END
+    return path.read_text() if path.is_file() else ""
+
+
 class Utterance(NamedTuple):
     """Features of one utterance.
 
@@ -76,8 +82,12 @@ class FeatureStore:
     @property
     def front_end(self) -> FrontEndKind:
         """What `fbank` was made by."""
-        assert self.index, "raises where the features are not finished"
-        return cast(FrontEndKind, (self.directory / FRONT_END).read_text())
+        if "texts" not in self.index:
+            raise ValueError(
+                f"{self.directory}: features of an earlier version; delete the directory and run "
+                f"tools/extract_features.py again"
+            )
+        return cast(FrontEndKind, read_front_end(self.directory))
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megatron_aqaa.tokenizer.centroids import nearest_centroid
 from megatron_aqaa.tokenizer.codebook_report import CodebookReport, CodeCounts
+from megatron_aqaa.tokenizer.edit_distance import edit_distance
 from megatron_aqaa.tokenizer.feature_store import FeatureStore
 from megatron_aqaa.tokenizer.layers import valid_frames
 from megatron_aqaa.tokenizer.linguistic import FRAMES_PER_CODE as FRAMES_PER_LINGUISTIC
@@ -140,13 +141,3 @@ class _Spread:
     def distortion(self) -> float:
         variance = self.squares - float(self.sum.square().sum()) / max(1, self.count)
         return self.distances / max(variance, 1e-12)
-
-
-def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
-    """Insertions, deletions and substitutions that turn `a` into `b`."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        previous, row = row, [i]
-        for j, y in enumerate(b, start=1):
-            row.append(min(previous[j] + 1, row[-1] + 1, previous[j - 1] + (x != y)))
-    return row[-1]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from megatron_aqaa.audio.espeak import SpeechEngineError
 from megatron_aqaa.evaluation.lexicon import WORD_PENALTY, Lexicon
-from megatron_aqaa.evaluation.resynthesis import edit_distance
+from megatron_aqaa.tokenizer.edit_distance import edit_distance
 
 WORDS = {"a": ["x"], "be": ["b", "i"], "sea": ["s", "i"], "bees": ["b", "i", "s"]}
 

@@ -15,7 +15,7 @@ from megatron_aqaa.audio.io import load_waveform
 from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.data.manifest import read_recordings, select
 from megatron_aqaa.evaluation.judge import SpokenAnswerJudge
-from megatron_aqaa.evaluation.resynthesis import RecordingScore, ResynthesisTest, edit_distance, summarise
+from megatron_aqaa.evaluation.resynthesis import RecordingScore, ResynthesisTest, summarise
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
 from tests.evaluation.test_phone_judge import write_judge
 from tests.inference.tiny_run import make_run, make_speech
@@ -41,14 +41,6 @@ def call(monkeypatch: pytest.MonkeyPatch, run: Path) -> Callable[..., int]:
         return int(stop.value.code or 0)
 
     return run_tool
-
-
-@pytest.mark.parametrize(
-    ("reference", "heard", "errors"),
-    [("a b c", "a b c", 0), ("a b c", "", 3), ("", "a", 1), ("a b c d", "a x c", 2), ("a b", "b a", 2)],
-)
-def test_edit_distance(reference: str, heard: str, errors: int) -> None:
-    assert edit_distance(reference.split(), heard.split()) == errors
 
 
 def test_rates_are_over_words_and_pitch_over_voiced_recordings() -> None:

@@ -131,3 +131,16 @@ def test_front_ends_of_the_released_tokenizer(tmp_path: Path, kind: str, num_mel
     assert store.front_end == kind and store[1].fbank.shape == (60, num_mels)
     with pytest.raises(ValueError, match="another manifest or front end"):
         write_features(replace(config, front_end="filter_bank"))
+
+
+def test_features_of_an_earlier_version_are_told(tmp_path: Path) -> None:
+    config = FeatureConfig(write_corpus(tmp_path / "speech", 2), tmp_path / "features", 0)
+    store = write_features(config)
+    index = dict(store.index)
+    del index["texts"]
+    (tmp_path / "features" / "index.json").write_text(json.dumps(index))
+    (tmp_path / "features" / "front_end").unlink()
+    with pytest.raises(ValueError, match="features of an earlier version; delete the directory"):
+        _ = FeatureStore(config.output).front_end
+    with pytest.raises(ValueError, match="another manifest or front end; delete the directory"):
+        write_features(config)

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from megatron_aqaa.tokenizer.codebook_report import CodebookReport, CodeCounts
 from megatron_aqaa.training.supervision import IGNORED, FrameLabels, padded
-from megatron_aqaa.training.tokenizer_scores import UnitErrors, edit_distance
+from megatron_aqaa.training.tokenizer_scores import UnitErrors
 from megatron_aqaa.training.tokenizer_steps import SpeechBatch
 
 
@@ -44,19 +42,6 @@ def test_phone_error_worked_out_by_hand() -> None:
     errors.add(heard, batch(labels))
     assert (errors.errors, errors.total) == (1, 3)  # "ab a" against "a a": a single frame of b is no phone
     assert errors.rate == pytest.approx(1 / 3)
-
-
-@settings(max_examples=80, deadline=None)
-@given(a=st.lists(st.integers(0, 2), max_size=6), b=st.lists(st.integers(0, 2), max_size=6))
-def test_edit_distance_against_the_recursion(a: list[int], b: list[int]) -> None:
-    def distance(a: list[int], b: list[int]) -> int:
-        if not a or not b:
-            return len(a) + len(b)
-        if a[0] == b[0]:
-            return distance(a[1:], b[1:])
-        return 1 + min(distance(a[1:], b), distance(a, b[1:]), distance(a[1:], b[1:]))
-
-    assert edit_distance(a, b) == distance(a, b)
 
 
 def test_code_counts_take_the_phone_in_the_middle_of_a_code() -> None:
