@@ -19,8 +19,22 @@ def save_network(network: Any, path: Path, **facts: Any) -> None:
     """Write `network.config`, weights and `facts` (plain values, further arguments of the network's class)."""
     content = {"config": dataclasses.asdict(network.config), "facts": facts, "weights": network.state_dict()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    save_whole(content, path)
+
+
+def save_whole(content: Any, path: Path) -> None:
+    """`torch.save` that a killed process or a full disk cannot leave half: the previous file stays until it is done.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
     partial = path.with_suffix(".partial")
-    torch.save(content, partial)
+    try:
+        torch.save(content, partial)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter on a full disk
+        partial.unlink(missing_ok=True)
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{path}: cannot be written ({reason}); is the disk full? What was there is kept") from error
     os.replace(partial, path)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from megatron_aqaa.network_file import load_network, save_network
+from megatron_aqaa.network_file import load_network, save_network, save_whole
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,16 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     save_network(Network(Config(3), ["a"]), path, names=["a"])
     with pytest.raises(ValueError, match=r"network.pt: not a Other"):
         load_network(Other, Config, path, "tools/x.py")
+
+
+def test_a_full_disk_is_told_and_what_was_there_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_whole({"step": 1}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # as a disk with 4 KiB left
+    try:
+        with pytest.raises(OSError, match=r"checkpoint.pt: cannot be written .* is the disk full"):
+            save_whole({"weights": torch.randn(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.load(path) == {"step": 1} and [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]

@@ -11,7 +11,7 @@ The first three write into one tokenizer directory and may run side by side. The
 tools/extract_features.py makes, and print their scores on held-out voices. Run the same command again after an
 interruption: training continues at its last checkpoint, or once finished, is not repeated. `export` writes the files of
 the released tokenizer, of encoders of the kinds sanm and whisper (docs/tokenizer_training.md).
-Exit codes: 0 done, 1 the training failed, 2 wrong settings or files, 130 interrupted.
+Exit codes: 0 done, 1 the training failed or a file could not be written, 2 wrong settings or files, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> int:
     except ValueError as error:
         print(f"train_tokenizer: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:
         print(f"train_tokenizer: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:

@@ -12,7 +12,8 @@ Examples:
 
 The two halves do not need each other and can run side by side. Prints the errors on held-out recordings.
 Run the same command again after an interruption: it continues at the last checkpoint.
-Exit codes: 0 done, 1 the run diverged, 2 wrong settings or files, 130 stopped by a signal after saving.
+Exit codes: 0 done, 1 the run diverged or a file could not be written, 2 wrong settings or files, 130 stopped by a
+signal after saving.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> int:
     except ValueError as error:
         print(f"train_vocoder: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:
         print(f"train_vocoder: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:

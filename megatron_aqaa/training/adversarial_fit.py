@@ -16,8 +16,9 @@ import torch
 
 from megatron_aqaa import platform
 from megatron_aqaa.training.adversarial_state import AdversarialFitConfig, AdversarialState, Half
-from megatron_aqaa.training.fit import Validation, on_device
+from megatron_aqaa.training.fit import Validation
 from megatron_aqaa.training.progress import Progress
+from megatron_aqaa.training.shares import gradients, join_for_shares, on_device, seed_share
 from megatron_aqaa.training.stop import StopRequest
 
 Losses = Mapping[str, torch.Tensor]
@@ -66,9 +67,7 @@ def fit_adversarially(
         FloatingPointError: a loss is NaN or infinite or has diverged, or the discriminators have collapsed.
         KeyboardInterrupt: after ctrl-C or SIGTERM, once the state is saved.
     """
-    replicas = platform.Replicas.join()
-    if config.num_shares % replicas.size:
-        raise ValueError(f"num_shares = {config.num_shares} must be a multiple of the {replicas.size} processes")
+    replicas = join_for_shares(config.num_shares)
     directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.num_threads)
     platform.keep_freed_memory()
@@ -82,7 +81,7 @@ def fit_adversarially(
                 state.save()
             if stopping:
                 raise KeyboardInterrupt(f"{title}: stopped at step {state.step}, saved; run again to continue")
-    state.generator.use_average()
+    state.generator.average.use()
     generator.cpu().eval()
     discriminators.cpu().eval()
 
@@ -107,7 +106,7 @@ def _report(
         and state.replicas.is_first
         and (state.step % interval == 0 or state.step == config.steps)
     ):
-        with state.generator.as_exported() as generator, torch.no_grad():
+        with state.generator.average.in_use(state.generator.network) as generator, torch.no_grad():
             progress.log({"step": state.step, **validation(generator, state.step)})
 
 
@@ -118,7 +117,7 @@ def _train_step(
     config, generator, discriminators = state.config, state.generator, state.discriminators
     made = {}
     for share in range(state.replicas.rank, config.num_shares, state.replicas.size):
-        _seed(state, share)
+        seed_share(config.seed, state.step, share)
         batch = on_device(batch_at(state.step * config.num_shares + share))
         with _autocast(config):
             made[share] = _Made(batch, adversary.generate(generator.network, batch))
@@ -139,7 +138,7 @@ def _train_step(
     state.divergence.check(state.step, values["loss"], generator.clip(), generator.rate)
     generator.optimizer.step()
     state.step += 1
-    generator.update_average(state.step)
+    generator.average.update(state.step)
     stopping = torch.tensor([float(stop.requested)], device=platform.device())
     state.replicas.sum_([stopping])
     return values | {f"discriminator_{name}": value for name, value in told.items()}, bool(stopping)
@@ -160,7 +159,7 @@ def _turn(
     half.begin(state.config.rate_ratio(state.step))
     sums: dict[str, torch.Tensor] = {}
     for share, one in made.items():
-        _seed(state, share)
+        seed_share(state.config.seed, state.step, share)
         with _autocast(state.config):
             losses = losses_of(half.network, one)
         (losses["loss"] / state.config.num_shares).backward()
@@ -168,13 +167,8 @@ def _turn(
             part = value.detach().float() / state.config.num_shares
             sums[name] = sums[name] + part if name in sums else part
     noted = torch.stack(list(sums.values()))
-    state.replicas.sum_([noted, *half.gradients()])
+    state.replicas.sum_([noted, *gradients(half.parameters, state.config.num_shares)])
     return dict(zip(sums, noted.tolist(), strict=True))
-
-
-def _seed(state: AdversarialState, share: int) -> None:
-    """Noise and dropout depend on seed, step and share alone."""
-    torch.manual_seed(state.config.seed * 1_000_003 + state.step + share * 1_000_000_007)
 
 
 def _autocast(config: AdversarialFitConfig) -> torch.autocast:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +9,10 @@ from typing import Any
 import torch
 
 from megatron_aqaa import platform
+from megatron_aqaa.network_file import save_whole
 from megatron_aqaa.training.discriminator_collapse import CollapseConfig, CollapseGuard
 from megatron_aqaa.training.divergence import DivergenceConfig, DivergenceGuard
+from megatron_aqaa.training.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Half:
         self.parameters: list[torch.Tensor] = [
             parameter for parameter in network.parameters() if parameter.requires_grad
         ]
-        self.average = [parameter.detach().clone() for parameter in self.parameters] if config.ema_decay else []
+        self.average = WeightAverage(self.parameters, config.ema_decay)
         self.optimizer = torch.optim.Adam(self.parameters, lr=rate, betas=config.betas, fused=True)
 
     def begin(self, ratio: float) -> None:
@@ -91,12 +90,6 @@ class Half:
         """Learning rate of this step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def gradients(self) -> list[torch.Tensor]:
-        """Of all parameters, in order; zeros where a share had no use for one that another share may have used."""
-        for parameter in self.parameters if self.config.num_shares > 1 else ():
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-
     def clip(self) -> float:
         """Clip the gradient; returns its norm before."""
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad))
@@ -105,39 +98,15 @@ class Half:
         """Network, average and optimizer."""
         return {
             "network": self.network.state_dict(),
-            "average": self.average,
+            "average": self.average.values,
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.network.load_state_dict(state["network"])
-        self.average = state["average"]
+        self.average.load(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-    @torch.no_grad()
-    def update_average(self, step: int) -> None:
-        """Follow the weights after `step` steps; a plain mean at first, so that the start is soon forgotten."""
-        if self.average:
-            torch._foreach_lerp_(self.average, self.parameters, max(1.0 - self.config.ema_decay, 1.0 / step))
-
-    @torch.no_grad()
-    def use_average(self) -> None:
-        """Put the average, if there is one, in place of the weights."""
-        if self.average:
-            torch._foreach_copy_(self.parameters, self.average)
-
-    @contextlib.contextmanager
-    def as_exported(self) -> Iterator[torch.nn.Module]:
-        """For a while: averaged weights, evaluation mode."""
-        kept = [parameter.detach().clone() for parameter in self.parameters]
-        self.use_average()
-        try:
-            yield self.network.eval()
-        finally:
-            self.network.train()
-            with torch.no_grad():
-                torch._foreach_copy_(self.parameters, kept)
 
 
 class AdversarialState:
@@ -165,9 +134,7 @@ class AdversarialState:
         """Write the checkpoint, in the first process."""
         if not self.replicas.is_first:
             return
-        partial = self.path.with_suffix(".partial")
-        torch.save({"step": self.step} | {name: part.state_dict() for name, part in self.parts.items()}, partial)
-        os.replace(partial, self.path)  # a killed save leaves the previous file whole
+        save_whole({"step": self.step} | {name: part.state_dict() for name, part in self.parts.items()}, self.path)
 
     def load(self) -> None:
         """Read the checkpoint, if there is one."""

@@ -6,7 +6,6 @@ several processes do what one does.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from megatron_aqaa import platform
+from megatron_aqaa.network_file import save_whole
 from megatron_aqaa.training.divergence import DivergenceConfig, DivergenceGuard
 from megatron_aqaa.training.progress import Progress
+from megatron_aqaa.training.shares import gradients, join_for_shares, on_device, seed_share
 from megatron_aqaa.training.stop import StopRequest
+from megatron_aqaa.training.weight_average import WeightAverage
 
 LossFunction = Callable[[Any, Any], Mapping[str, torch.Tensor]]
 """(model, batch) → losses by name; "loss" is minimised, the others are logged."""
@@ -102,9 +104,7 @@ def fit(
         FloatingPointError: the loss is NaN or infinite, or has diverged.
         KeyboardInterrupt: after ctrl-C or SIGTERM, once the state is saved.
     """
-    replicas = platform.Replicas.join()
-    if config.num_shares % replicas.size:
-        raise ValueError(f"num_shares = {config.num_shares} must be a multiple of the {replicas.size} processes")
+    replicas = join_for_shares(config.num_shares)
     directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.num_threads)
     platform.keep_freed_memory()
@@ -123,7 +123,7 @@ def fit(
                 state.save()
             if stopping:
                 raise KeyboardInterrupt(f"{title}: stopped at step {state.step}, saved; run again to continue")
-    state.use_average()
+    state.average.use()
     model.cpu().eval()
 
 
@@ -139,7 +139,7 @@ class _FitState:
         self.model, self.config, self.path, self.step = model, config, path, 0
         self.replicas, self.guard = replicas, DivergenceGuard(config.divergence)
         self.parameters: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.average = WeightAverage(self.parameters, config.ema_decay)
         decay = [p for p in self.parameters if p.dim() > 1]
         no_decay = [p for p in self.parameters if p.dim() <= 1]
         groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
@@ -151,13 +151,11 @@ class _FitState:
         content = {
             "step": self.step,
             "model": self.model.state_dict(),
-            "average": self.average,
+            "average": self.average.values,
             "optimizer": self.optimizer.state_dict(),
             "guard": self.guard.state_dict(),
         }
-        partial = self.path.with_suffix(".partial")
-        torch.save(content, partial)
-        os.replace(partial, self.path)  # a killed save leaves the previous file whole
+        save_whole(content, self.path)
 
     def load(self) -> None:
         if not self.path.exists():
@@ -165,15 +163,9 @@ class _FitState:
         content = torch.load(self.path, map_location=platform.device(), weights_only=True)
         self.step = content["step"]
         self.model.load_state_dict(content["model"])
-        self.average = content["average"]
+        self.average.load(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.guard.load_state_dict(content.get("guard", {}))  # older checkpoints have none
-
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """Follow the weights; a plain mean at first, so that the start is soon forgotten."""
-        weight = max(1.0 - self.config.ema_decay, 1.0 / (self.step + 1))
-        torch._foreach_lerp_(self.average, self.parameters, weight)
 
     def is_validated(self) -> bool:
         """Whether this process validates after this step."""
@@ -183,18 +175,8 @@ class _FitState:
     @torch.no_grad()
     def validated(self, validation: Validation) -> Mapping[str, float]:
         """What a validation finds with averaged weights in evaluation mode; training goes on with its own weights."""
-        own = [parameter.detach().clone() for parameter in self.parameters]
-        self.use_average()
-        found = validation(self.model.eval(), self.step)
-        torch._foreach_copy_(self.parameters, own)
-        self.model.train()
-        return found
-
-    @torch.no_grad()
-    def use_average(self) -> None:
-        if self.config.ema_decay:
-            for parameter, average in zip(self.parameters, self.average, strict=True):
-                parameter.copy_(average)
+        with self.average.in_use(self.model) as model:
+            return validation(model, self.step)
 
 
 def _train_step(
@@ -212,7 +194,7 @@ def _train_step(
             sums[name] = sums[name] + value if name in sums else value
     noted = torch.stack([value.float() for value in sums.values()])
     stopping = noted.new_tensor([float(stop.requested)])
-    replicas.sum_([noted, stopping, *_gradients(state)])
+    replicas.sum_([noted, stopping, *gradients(state.parameters, config.num_shares)])
     values = dict(zip(sums, noted.tolist(), strict=True))
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.clip_grad)
     state.guard.check(state.step, values["loss"], float(norm), rate)
@@ -221,8 +203,7 @@ def _train_step(
         if isinstance(part, MovedByStep):
             part.after_step(replicas.sum_)
     state.step += 1
-    if config.ema_decay:
-        state.update_average()
+    state.average.update(state.step)
     return values, bool(stopping)
 
 
@@ -231,27 +212,9 @@ def _accumulate(
 ) -> dict[str, torch.Tensor]:
     """Add a share's gradients; returns its part of the losses."""
     config = state.config
-    # noise and dropout depend on seed, step and share alone
-    torch.manual_seed(config.seed * 1_000_003 + state.step + share * 1_000_000_007)
+    seed_share(config.seed, state.step, share)
     batch = on_device(batch_at(state.step * config.num_shares + share))
     with torch.autocast(platform.device().type, torch.bfloat16, enabled=config.autocast):
         losses = loss_function(state.model, batch)
     (losses["loss"] / config.num_shares).backward()
     return {name: value.detach() / config.num_shares for name, value in losses.items()}
-
-
-def _gradients(state: _FitState) -> list[torch.Tensor]:
-    """Of all parameters, in order; zeros where a share had no use for one that another share may have used."""
-    for parameter in state.parameters if state.config.num_shares > 1 else ():
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    return [parameter.grad for parameter in state.parameters if parameter.grad is not None]
-
-
-def on_device(batch: Any) -> Any:
-    """A batch of tensors in (named) tuples, on this process's device."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(platform.device(), non_blocking=True)
-    if isinstance(batch, tuple):
-        parts = [on_device(part) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
-    return batch
