@@ -30,63 +30,54 @@ inline void check_sizes(int64_t count, int64_t capacity) {
   }
 }
 
-[[noreturn]] inline void refuse_length(int64_t item, int64_t length, int64_t capacity) {
-  throw std::invalid_argument("item " + std::to_string(item) + " has length " + std::to_string(length) +
+// Names the first length that lies outside [1, capacity]; there must be one.
+[[noreturn]] inline void refuse_first(const int64_t* lengths, int64_t capacity) {
+  int64_t item = 0;
+  while (lengths[item] >= 1 && lengths[item] <= capacity) ++item;
+  throw std::invalid_argument("item " + std::to_string(item) + " has length " + std::to_string(lengths[item]) +
                               ": lengths must lie in [1, " + std::to_string(capacity) +
                               "]; drop empty items and split or drop longer ones first");
 }
 
-// Numbers of items and bins. Half as wide as what the plan is returned in, so that the tables by length and by room
-// (32 KB each at 8,192 tokens) stay in the first-level cache.
+// Numbers of items and bins. Half as wide as what the plan is returned in: the tables by size take 32 KB each at 8,192
+// tokens, a first-level cache.
 using Number = int32_t;
+constexpr Number kNone = -1;
 
-// Longest first; equal lengths in order of index. Counted, not compared: lengths are small whole numbers.
-inline std::vector<Number> by_decreasing_length(const int64_t* lengths, Number count, int64_t capacity) {
-  std::vector<Number> next(capacity + 2, 0);  // next[length]: place of the next item of that length
-  for (Number i = 0; i < count; ++i) {
-    if (lengths[i] < 1 || lengths[i] > capacity) refuse_length(i, lengths[i], capacity);
-    ++next[lengths[i] - 1];
-  }
-  for (int64_t length = capacity - 1; length >= 0; --length) next[length] += next[length + 1];
-  std::vector<Number> items(count);
-  for (Number i = 0; i < count; ++i) items[next[lengths[i]]++] = i;
-  return items;
-}
-
-// Bins that can still take something, by the room they have left: a stack of bins for each room, and a bit for each
-// stack that is not empty, with a bit for each word of bits that is not zero, so that the least sufficient room is
-// found in a few steps where a search tree takes a dozen cache misses.
-class OpenBins {
+// Items or bins, numbered from 0, by a size in [0, largest]: a stack of numbers for each size, a bit for each stack
+// that is not empty, and a bit for each word of bits that is not zero, so that the next size is found in a few steps
+// where a search tree takes a dozen cache misses.
+class BySize {
  public:
-  explicit OpenBins(int64_t capacity)
-      : top_(capacity + 1, kNone), words_(capacity / 64 + 1, 0), summary_(words_.size() / 64 + 1, 0) {}
+  BySize(int64_t largest, Number count)
+      : top_(largest + 1, kNone), below_(count), words_(largest / 64 + 1, 0), summary_(words_.size() / 64 + 1, 0) {}
 
-  void push(int64_t room, Number bin) {
-    if (bin >= static_cast<Number>(below_.size())) below_.resize(bin + 1);
-    below_[bin] = top_[room];
-    top_[room] = bin;
-    words_[room / 64] |= uint64_t{1} << room % 64;
-    summary_[room / 4096] |= uint64_t{1} << room / 64 % 64;
+  Number top(int64_t size) const { return top_[size]; }
+  Number below(Number number) const { return below_[number]; }
+
+  void push(int64_t size, Number number) {
+    below_[number] = top_[size];
+    top_[size] = number;
+    words_[size / 64] |= uint64_t{1} << size % 64;
+    summary_[size / 4096] |= uint64_t{1} << size / 64 % 64;
   }
 
-  // Least room of at least `wanted`, or kNone.
-  int64_t least_room(int64_t wanted) const {
+  Number pop(int64_t size) {
+    const Number number = top_[size];
+    top_[size] = below_[number];
+    if (top_[size] != kNone) return number;
+    words_[size / 64] &= ~(uint64_t{1} << size % 64);
+    if (words_[size / 64] == 0) summary_[size / 4096] &= ~(uint64_t{1} << size / 64 % 64);
+    return number;
+  }
+
+  // Least size of at least `wanted`, or kNone.
+  int64_t least(int64_t wanted) const {
     const uint64_t rest = words_[wanted / 64] >> wanted % 64;
     if (rest != 0) return wanted + std::countr_zero(rest);
     const int64_t word = next_word(wanted / 64 + 1);
     return word == kNone ? kNone : word * 64 + std::countr_zero(words_[word]);
   }
-
-  Number pop(int64_t room) {
-    const Number bin = top_[room];
-    top_[room] = below_[bin];
-    if (top_[room] != kNone) return bin;
-    words_[room / 64] &= ~(uint64_t{1} << room % 64);
-    if (words_[room / 64] == 0) summary_[room / 4096] &= ~(uint64_t{1} << room / 64 % 64);
-    return bin;
-  }
-
-  static constexpr Number kNone = -1;
 
  private:
   // First word from `word` on that is not zero, or kNone.
@@ -98,36 +89,58 @@ class OpenBins {
     return bits == 0 ? kNone : place * 64 + std::countr_zero(bits);
   }
 
-  std::vector<Number> top_, below_;        // by room; by bin
-  std::vector<uint64_t> words_, summary_;  // a bit for each room; a bit for each word
+  std::vector<Number> top_, below_;        // by size; by number
+  std::vector<uint64_t> words_, summary_;  // a bit for each size; a bit for each word
 };
 
-// Bin of each item. An item goes where the least room remains, to the bin filled last if several tie.
-inline std::vector<Number> assign_bins(const int64_t* lengths, Number count, int64_t capacity, Number* num_bins) {
-  std::vector<Number> bin_of(count);
-  OpenBins open(capacity);
-  *num_bins = 0;
-  const std::vector<Number> items = by_decreasing_length(lengths, count, capacity);
-  const int64_t shortest = count == 0 ? 0 : lengths[items.back()];
-  for (const Number item : items) {
-    const int64_t found = open.least_room(lengths[item]);
-    const bool fits = found != OpenBins::kNone;
-    bin_of[item] = fits ? open.pop(found) : (*num_bins)++;
-    const int64_t room = (fits ? found : capacity) - lengths[item];
-    if (room >= shortest) open.push(room, bin_of[item]);  // a bin with less room can take nothing more
+// By the room that each leaves in an empty sequence, so that the longest come first; equal lengths in order of index.
+inline BySize items_by_remainder(const int64_t* lengths, Number count, int64_t capacity) {
+  BySize items(capacity, count);
+  for (Number item = count; item-- > 0;) {
+    if (lengths[item] < 1 || lengths[item] > capacity) refuse_first(lengths, capacity);
+    items.push(capacity - lengths[item], item);
   }
-  return bin_of;
+  return items;
+}
+
+struct Bins {
+  std::vector<Number> of_item, sizes;  // [items], [bins]
+};
+
+// An item goes where the least room remains, to the bin filled last if several tie. What it leaves there is the least
+// room of all, so items of the same length follow it as long as they fit: one search for all of them (5,000 documents
+// of lognormal lengths: 1,516 searches, half the time).
+inline Bins assign_bins(const int64_t* lengths, Number count, int64_t capacity) {
+  const BySize items = items_by_remainder(lengths, count, capacity);
+  BySize open(capacity, count);  // bins by the room they have left
+  Bins bins{std::vector<Number>(count), {}};
+  for (int64_t remainder = items.least(0); remainder != kNone; remainder = items.least(remainder + 1)) {
+    const int64_t length = capacity - remainder;
+    for (Number item = items.top(remainder); item != kNone;) {
+      int64_t room = open.least(length);
+      if (room == kNone) {
+        room = capacity;
+        open.push(room, static_cast<Number>(bins.sizes.size()));
+        bins.sizes.push_back(0);
+      }
+      const Number bin = open.pop(room);
+      Number placed = 0;
+      for (; item != kNone && room >= length; item = items.below(item), room -= length, ++placed)
+        bins.of_item[item] = bin;
+      bins.sizes[bin] += placed;
+      open.push(room, bin);
+    }
+  }
+  return bins;
 }
 
 inline PackingPlan packing_plan(const int64_t* lengths, int64_t count, int64_t capacity) {
   check_sizes(count, capacity);
-  Number num_bins = 0;
-  const std::vector<Number> bin_of = assign_bins(lengths, static_cast<Number>(count), capacity, &num_bins);
-  PackingPlan plan{std::vector<int64_t>(num_bins + 1, 0), std::vector<int64_t>(count)};
-  for (const Number bin : bin_of) ++plan.offsets[bin + 1];
-  std::partial_sum(plan.offsets.begin(), plan.offsets.end(), plan.offsets.begin());
+  const Bins bins = assign_bins(lengths, static_cast<Number>(count), capacity);
+  PackingPlan plan{std::vector<int64_t>(bins.sizes.size() + 1, 0), std::vector<int64_t>(count)};
+  std::partial_sum(bins.sizes.begin(), bins.sizes.end(), plan.offsets.begin() + 1);
   std::vector<int64_t> next(plan.offsets.begin(), plan.offsets.end() - 1);
-  for (int64_t item = 0; item < count; ++item) plan.order[next[bin_of[item]]++] = item;
+  for (int64_t item = 0; item < count; ++item) plan.order[next[bins.of_item[item]]++] = item;
   return plan;
 }
 
