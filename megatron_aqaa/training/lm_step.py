@@ -98,14 +98,14 @@ def _loss(vocabulary: Vocabulary) -> Loss:
 
     def loss(losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         weights = batch["loss_mask"]
-        weighted = (losses.float() * weights).sum()
-        modality = vocabulary.modality(batch["labels"])
-        target = weights > 0
-        sums = [weighted.detach(), weights.sum(), vocabulary.is_audio(batch["token_ids"]).sum()]
-        for index in range(len(MODALITY_NAMES)):
-            chosen = target & (modality == index)
-            sums += [losses.detach().float()[chosen].sum(), chosen.sum()]
-        return weighted, weights.sum().to(torch.int), torch.stack([value.float() for value in sums])
+        weighted, weight = (losses.float() * weights).sum(), weights.sum()
+        audio_tokens = vocabulary.is_audio(batch["token_ids"]).sum()
+        kinds = torch.arange(len(MODALITY_NAMES), device=weights.device)[:, None, None]
+        chosen = (vocabulary.modality(batch["labels"]) == kinds) & (weights > 0)  # [3, B, S]
+        # Masked sums: picking by a mask would make the host wait for the GPU, thrice a micro-batch.
+        sums = torch.where(chosen, losses.detach().float(), 0.0).sum((1, 2))
+        of_all = torch.stack([weighted.detach(), weight.float(), audio_tokens.float()])
+        return weighted, weight.to(torch.int), torch.cat([of_all, sums, chosen.sum((1, 2)).float()])
 
     return loss
 
@@ -118,7 +118,8 @@ def _mean(totals: list[float]) -> float:
 
 def _result(totals: list[float], done: Update) -> StepResult:
     _, _, audio_tokens, *rest = totals
-    sums, counts = dict(zip(MODALITY_NAMES, rest[::2], strict=True)), dict(zip(MODALITY_NAMES, rest[1::2], strict=True))
+    count = len(MODALITY_NAMES)
+    sums, counts = (dict(zip(MODALITY_NAMES, part, strict=True)) for part in (rest[:count], rest[count:]))
     return StepResult(
         loss=_mean(totals),
         modality_losses={name: sums[name] / count for name, count in counts.items() if count},

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -36,6 +36,7 @@ class Progress:
             _end_last_line(log_path)
         on_terminal = sys.stderr.isatty() and not silent
         self.bar = tqdm(total=total, initial=done, desc=title, dynamic_ncols=True) if on_terminal else None
+        self.file: TextIO | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -45,16 +46,18 @@ class Progress:
     ) -> None:
         if self.bar:
             self.bar.close()
+        if self.file:
+            self.file.close()
+            self.file = None
 
     def update(self, done: int, **values: float) -> None:
         """Report that `done` steps are finished, with the values to show beside them."""
-        shown = {name: f"{value:.4g}" for name, value in values.items()}
         if self.bar:
             self.bar.update(done - self.done)
-            self.bar.set_postfix(shown, refresh=False)
+            self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
         elif not self.silent and (time.monotonic() - self.printed_s >= self.interval_s or done == self.total):
             self.printed_s = time.monotonic()
-            text = " ".join(f"{name} {value}" for name, value in shown.items())
+            text = " ".join(f"{name} {value:.4g}" for name, value in values.items())
             print(f"{self.title}: {done}/{self.total} {text} ETA {self.eta_s(done):.0f} s", file=sys.stderr, flush=True)
         self.done = done
 
@@ -73,8 +76,9 @@ class Progress:
     def log(self, record: dict[str, Any]) -> None:
         """Append one JSON line to the log file, if there is one."""
         if self.log_path:
-            with self.log_path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            if self.file is None:  # stays open: on shared storage, opening and closing wait for the server
+                self.file = self.log_path.open("a", buffering=1)
+            self.file.write(json.dumps(record) + "\n")
 
 
 def _end_last_line(path: Path) -> None:

@@ -111,9 +111,12 @@ def evaluate(
 def global_sums(values: list[torch.Tensor], size: int) -> torch.Tensor:
     """Sums [size] over micro-batches, data-parallel and context-parallel ranks, on every pipeline stage."""
     total = torch.stack(values).sum(0) if values else torch.zeros(size, device=platform.device())
-    torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    last = parallel_state.get_pipeline_model_parallel_last_rank()
-    torch.distributed.broadcast(total, last, group=parallel_state.get_pipeline_model_parallel_group())
+    copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    stages = parallel_state.get_pipeline_model_parallel_group()
+    if copies.size() > 1:
+        torch.distributed.all_reduce(total, group=copies)
+    if stages.size() > 1:
+        torch.distributed.broadcast(total, parallel_state.get_pipeline_model_parallel_last_rank(), group=stages)
     return total
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from megatron_aqaa import platform
@@ -77,6 +78,19 @@ def test_too_many_in_a_row_end_the_run() -> None:
     guards(math.nan, 1.0)
     with pytest.raises(FloatingPointError, match=r"step 2 was skipped \(loss is nan\), the 2\. in a row and the 2\."):
         guards.give_up_at_limit(2)
+
+
+def test_the_short_way_to_no_objection_is_the_rule() -> None:
+    """Most losses are let through by the smallest of the window; the rest by median and deviation, as written down."""
+    random = np.random.default_rng(0)
+    judged = []
+    for _ in range(300):
+        past = tuple(random.normal(3.0, random.choice([0.01, 1.0, 3.0]), 5).tolist())
+        guards = Guards(GuardConfig(spike_window=5, spike_deviations=2.0, least_spike=0.5), NEVER, Past(past))
+        loss = float(random.normal(4.0, 2.0))
+        assert (guards.objection_to(loss, 1.0) is not None) == (loss > guards.limit())
+        judged.append((loss > guards.limit(), loss > min(past) + 0.5))
+    assert {(True, True), (False, True), (False, False)} == set(judged)
 
 
 def test_too_many_in_all_end_the_run_whatever_the_session() -> None:
