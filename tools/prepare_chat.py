@@ -8,7 +8,8 @@ Examples:
 With `shard` it tokenizes that part of the audio and stops, for the tasks of a job array; without, it tokenizes what is
 left and writes the data sets. Bad records are set aside in `<data set>_rejects.jsonl` with file, line and reason.
 Run the same command again after an interruption: what is finished is kept. Formats: docs/data.md.
-Exit codes: 0 done, 1 done but some records were rejected, 2 wrong settings or files, 130 interrupted.
+Exit codes: 0 done, 65 done but some records were rejected, 1 done but more were than `max_rejected_ratio` allows,
+2 wrong settings or files, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from megatron_aqaa.config import load_config
 from megatron_aqaa.data.chat_records import count_records
 from megatron_aqaa.data.prepare_chat import ChatPreparation, PrepareChatConfig
+from megatron_aqaa.platform.exit_status import after_rejects
 from megatron_aqaa.training.progress import Progress
 
 COLUMNS = ("records", "rejected", "left_out", "tokens", "text_tokens", "audio_tokens", "targets", "segments", "longest")
@@ -44,10 +46,11 @@ def main() -> int:
         return 0
     print_table(summary["data_sets"])
     print(f"\ncounts in {config.output}/summary.json")
+    num_all = sum(counts["records"] for counts in summary["data_sets"].values())
     if summary["rejected"]:
         where = f"{config.output}/*/*_rejects.jsonl"
-        print(f"prepare_chat: {summary['rejected']} records rejected, see {where}", file=sys.stderr)
-    return 1 if summary["rejected"] else 0
+        print(f"prepare_chat: {summary['rejected']} of {num_all} records rejected, see {where}", file=sys.stderr)
+    return after_rejects(summary["rejected"], num_all, config.max_rejected_ratio)
 
 
 def prepare(config: PrepareChatConfig) -> dict[str, Any] | None:

@@ -14,7 +14,8 @@ it tokenizes what is left and writes the data set. All ways give the same bytes.
 A recording that cannot be used is set aside in `rejects.jsonl` with the reason, the others go on. `report.json` tells
 hours, tokens, rejects and how the codebooks are used, `summary.html` shows it. Run the same command again after an
 interruption: finished blocks are kept, and the result is the same to the last byte.
-Exit codes: 0 done, 1 done but some recordings were rejected, 2 wrong settings or files, 130 interrupted.
+Exit codes: 0 done, 65 done but some recordings were rejected, 1 done but more were than `max_rejected_ratio` allows,
+2 wrong settings or files, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from megatron_aqaa.config import load_config
 from megatron_aqaa.data.audio_tokens import Tokenization, TokenizeConfig
+from megatron_aqaa.platform.exit_status import after_rejects
 from megatron_aqaa.training.progress import Progress
 
 
@@ -37,7 +39,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = load_config(TokenizeConfig, arguments.config, arguments.overrides)
-        num_rejected = tokenize(config)
+        num_rejected, num_all = tokenize(config)
     except ValueError as error:
         print(f"tokenize_audio: {error}", file=sys.stderr)
         return 2
@@ -48,19 +50,20 @@ def main() -> int:
         return 0
     print_report(config.output / "report.json")
     if num_rejected:
-        print(f"tokenize_audio: {num_rejected} recordings rejected, see {config.output}/rejects.jsonl", file=sys.stderr)
-    return 1 if num_rejected else 0
+        found = f"{num_rejected} of {num_all} recordings rejected, see {config.output}/rejects.jsonl"
+        print(f"tokenize_audio: {found}", file=sys.stderr)
+    return after_rejects(num_rejected, num_all, config.max_rejected_ratio)
 
 
-def tokenize(config: TokenizeConfig) -> int:
-    """Tokenize and, if this is no shard, write the data set; returns the number of rejected recordings."""
+def tokenize(config: TokenizeConfig) -> tuple[int, int]:
+    """Tokenize and, if this is no shard, write the data set; numbers of rejected recordings and of all."""
     work = Tokenization(config)
     if not config.merge:
         with Progress(work.source.unit_name, len(work.units)) as progress:
             work.prepare(progress.update)
         with Progress("recordings", work.num_recordings) as progress:
             work.tokenize(progress.update)
-    return work.merge() if config.part is None else 0
+    return (work.merge() if config.part is None else 0), work.num_recordings
 
 
 def print_report(path: Path) -> None:

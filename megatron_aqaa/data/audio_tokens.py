@@ -40,6 +40,8 @@ class TokenizeConfig:
         batch_size: recordings encoded at a time.
         max_duration_s: longer recordings are rejected, by their headers.
         require_text: recordings without `text` are rejected.
+        max_rejected_ratio: above this share of rejected recordings the command ends with 1 instead of 65, so that a job
+            that waits for it is not started.
         shard: tokenize only this part and write no data set: a number from 0, `3/16`, or `array` for the number of the
             SLURM array task; None does all that is left to do.
         num_shards: parts, one for each machine or task of a job array.
@@ -54,6 +56,7 @@ class TokenizeConfig:
     batch_size: int = 32
     max_duration_s: float = MAX_DURATION_S
     require_text: bool = False
+    max_rejected_ratio: float = 0.1
     shard: int | str | None = None
     num_shards: int | None = None
     merge: bool = False
@@ -63,6 +66,8 @@ class TokenizeConfig:
             raise ValueError("lines_per_block and batch_size must be at least 1, num_workers at least 0")
         if not self.max_duration_s > 0:
             raise ValueError(f"max_duration_s = {self.max_duration_s}: must be above 0")
+        if not 0 <= self.max_rejected_ratio <= 1:
+            raise ValueError(f"max_rejected_ratio = {self.max_rejected_ratio}: must lie in 0 … 1")
         if self.merge and self.shard is not None:
             raise ValueError("merge writes the data set of all shards; leave shard out")
         parse_shard(self.shard, self.num_shards)

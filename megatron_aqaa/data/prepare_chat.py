@@ -47,6 +47,8 @@ class PrepareChatConfig:
         max_tokens: Conversations, and pairs of which one half is, longer than this are left out and counted.
         answer_format: Layout of text and audio in an answer.
         strict: Refuse to begin while any record is bad, instead of setting bad ones aside.
+        max_rejected_ratio: Above this share of rejected records the command ends with 1 instead of 65, so that a job
+            that waits for it is not started.
         shard: Tokenize only this part of the audio, from 0, and write no data set; None does all that is left to do.
         num_shards: Parts, one for each machine or task of a job array.
         num_workers: Processes that tokenize; 0 works in the calling one.
@@ -64,6 +66,7 @@ class PrepareChatConfig:
     max_tokens: int | None = None
     answer_format: AnswerFormat = field(default_factory=AnswerFormat)
     strict: bool = False
+    max_rejected_ratio: float = 0.1
     shard: int | None = None
     num_shards: int = 1
     num_workers: int = 2
@@ -79,6 +82,8 @@ class PrepareChatConfig:
             raise ValueError("loss_on has no effect on preference pairs; take it out")
         if min(self.num_shards, self.files_per_block, self.batch_size) < 1 or self.num_workers < 0:
             raise ValueError("num_shards, files_per_block and batch_size must be at least 1, num_workers at least 0")
+        if not 0 <= self.max_rejected_ratio <= 1:
+            raise ValueError(f"max_rejected_ratio = {self.max_rejected_ratio}: must lie in 0 … 1")
         if self.shard is not None and not 0 <= self.shard < self.num_shards:
             raise ValueError(f"shard = {self.shard}: must lie in 0 … {self.num_shards - 1}, one below num_shards")
 

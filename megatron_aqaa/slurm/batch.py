@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from megatron_aqaa.platform.exit_status import STOPPED
-from megatron_aqaa.slurm.config import JobConfig, SlurmConfig
+from megatron_aqaa.platform.exit_status import REJECTED, STOPPED
+from megatron_aqaa.slurm.config import SHARDED, JobConfig, SlurmConfig
 from megatron_aqaa.slurm.needs import Needs
 
 _RENDEZVOUS = """\
@@ -38,6 +38,14 @@ in_step() {
 }
 """
 
+_REJECTS = """\
+# @REJECTED@: done, but some records were rejected, no more than the command's `max_rejected_ratio`.
+if [ "$status" = @REJECTED@ ]; then
+    echo "records were rejected, see above; what waits for this job goes on"
+    status=0
+fi
+"""
+
 _REQUEUE = """\
 # @STOPPED@: stopped and saved. 138, 143: SIGUSR1 or SIGTERM met a process before its first step or after its last.
 if [ "$status" != 0 ] && { [ -n "$stopping" ] || [[ $status =~ ^(@STOPPED@|138|143)$ ]]; }; then
@@ -65,10 +73,11 @@ def render(job: JobConfig, needs: Needs, source: str) -> str:
         _RENDEZVOUS,
         _SIGNALS.replace("@SRUN@", _srun(slurm)).replace("@SIGNAL@", "USR1" if job.is_training else "INT"),
         "\n".join(["status=0", *_steps(job, needs)]) + "\n",
+        _REJECTS if job.command[0] in SHARDED and slurm.array_size is None else "",
         _REQUEUE if slurm.requeue else "",
         'exit "$status"\n',
     ]
-    return "\n".join(filter(None, parts)).replace("@STOPPED@", str(STOPPED))
+    return "\n".join(filter(None, parts)).replace("@STOPPED@", str(STOPPED)).replace("@REJECTED@", str(REJECTED))
 
 
 def _options(job: JobConfig) -> list[str]:

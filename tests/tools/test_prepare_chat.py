@@ -12,6 +12,7 @@ import soundfile
 import yaml
 
 from megatron_aqaa.data.indexed import Documents
+from megatron_aqaa.platform.exit_status import REJECTED
 from tests.data.tiny_chat import conversation, pair, said, write_lines
 from tests.tokenizer import tiny
 
@@ -44,15 +45,16 @@ def config(tmp_path: Path) -> Path:
 def test_a_table_rejects_and_the_exit_code(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "prepare_chat.py", config) == 1
+    assert run(monkeypatch, "prepare_chat.py", config) == 1, "a fourth is more than is allowed by default"
     out, err = capsys.readouterr()
     output = config.parent / "out"
     assert len(Documents(output / "sft/train")) == 1 and len(Documents(output / "preference/train")) == 4
     assert "sft/train: 1 rejected: not JSON" in out
     assert "preference/train: 1 pairs differ in audio alone" in out
-    assert "1 records rejected, see" in err
+    assert "1 of 4 records rejected, see" in err
     summary = json.loads((output / "summary.json").read_text())
     assert summary["data_sets"]["sft/train"]["rejects"] == {"not JSON": 1}
+    assert run(monkeypatch, "prepare_chat.py", config, "max_rejected_ratio=0.3") == REJECTED
     chat = write_lines(config.parent / "good.jsonl", conversation())
     assert run(monkeypatch, "prepare_chat.py", config, f"sft={{train: [{chat}]}}") == 0
 

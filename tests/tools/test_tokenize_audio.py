@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_aqaa.data.indexed import Documents, documents_exist
+from megatron_aqaa.platform.exit_status import REJECTED
 from tests.tokenizer.tiny import write_corpus, write_tokenizer
 
 TOOL = Path(__file__).parents[2] / "tools" / "tokenize_audio.py"
@@ -40,10 +41,11 @@ def test_shards_then_merge(config: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert "2 of 4 blocks are not tokenized, of shards 0 of 2: run those again (shard=0/2)" in capsys.readouterr().err
     assert run(monkeypatch, config, "shard=0/2") == 0, "rejects of a shard are told by whoever merges"
     assert capsys.readouterr().out == "" and not documents_exist(output / "audio")
-    assert run(monkeypatch, config, "merge=true") == 1
+    assert run(monkeypatch, config, "merge=true") == REJECTED
     said = capsys.readouterr()
-    assert "1 recordings rejected" in said.err and f"see {output}/summary.html" in said.out
+    assert "1 of 12 recordings rejected" in said.err and f"see {output}/summary.html" in said.out
     assert len(Documents(output / "audio")) == 12
+    assert run(monkeypatch, config, "merge=true", "max_rejected_ratio=0.05") == 1
     assert {path.name for path in output.iterdir()} == {
         *("audio.bin", "audio.idx", "audio.json", "blocks"),
         *("rejects.jsonl", "report.json", "summary.json", "summary.html"),
