@@ -25,7 +25,7 @@ from megatron_aqaa.training.adversarial_state import AdversarialFitConfig
 from megatron_aqaa.training.ahead import Ahead
 from megatron_aqaa.training.fit import FitConfig, fit
 from megatron_aqaa.training.hift_steps import hift_adversary
-from megatron_aqaa.training.sound_board import SoundBoard
+from megatron_aqaa.training.sound_board import NUM_SHOWN, SoundBoard, open_board
 from megatron_aqaa.training.speech_batches import SoundCrops, TokenizedRecordings
 from megatron_aqaa.training.voice_corpus import VoiceSelection
 from megatron_aqaa.vocabulary import Vocabulary
@@ -37,7 +37,6 @@ from megatron_aqaa.vocoder.discriminators import DiscriminatorConfig, Discrimina
 from megatron_aqaa.vocoder.released import load_released_flow, load_released_hift
 
 Report = dict[str, float]
-NUM_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def train_hift(config: HiftTrainConfig) -> Report:
     model = load_released_hift(config.start_from, config.model) if config.start_from else HiftGenerator(config.model)
     whole_band = dataclasses.replace(mel, f_max_hz=mel.sample_rate_hz / 2)
     adversary = hift_adversary(config.weights, [MelSpectrogram(whole_band).to(platform.device())])
-    board = _board(config)
+    board = open_board(config.tensorboard, config.output)
 
     def validation(generator: HiftGenerator, step: int) -> Report:
         return hift_report(generator, held_out, config.num_held_out, board, step)
@@ -142,7 +141,7 @@ def train_flow(config: FlowTrainConfig) -> Report:
         if config.start_from
         else FlowModel(config.model)
     )
-    board = _board(config)
+    board = open_board(config.tensorboard, config.output)
 
     def validation(model: FlowModel, step: int) -> Report:
         return flow_report(model, held_out, config.num_held_out, config.steps, board, step)
@@ -197,18 +196,12 @@ def flow_report(
         error, ratio = (drawn - spoken.mel).abs().mean(), drawn.var() / spoken.mel.var()
         rows.append({"mel_l1": float(error), "variance_ratio": float(ratio)})
         if board and index < NUM_SHOWN:
-            board.picture(step, f"recording {index} drawn", drawn)
-            board.picture(step, f"recording {index} natural", spoken.mel)
+            board.mel(step, f"recording {index} drawn", drawn, model.config.mel)
+            board.mel(step, f"recording {index} natural", spoken.mel, model.config.mel)
     report = _mean(rows)
     if board:
         board.numbers(step, report)
     return report
-
-
-def _board(config: HiftTrainConfig | FlowTrainConfig) -> SoundBoard | None:
-    """Of the first process, if it is asked for."""
-    wanted = config.tensorboard and platform.Replicas.join().is_first
-    return SoundBoard(config.output / "tensorboard") if wanted else None
 
 
 def _check_vocabulary(config: FlowTrainConfig, vocabulary: Vocabulary) -> None:

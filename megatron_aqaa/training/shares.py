@@ -37,11 +37,12 @@ def gradients(parameters: Sequence[torch.Tensor], num_shares: int) -> list[torch
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def on_device(batch: Any) -> Any:
-    """A batch of tensors in (named) tuples, on this process's device."""
+def on_device(batch: Any, device: torch.device | None = None) -> Any:
+    """A batch of tensors in (named) tuples, on `device`; None: this process's."""
+    device = device or platform.device()
     if isinstance(batch, torch.Tensor):
-        return batch.to(platform.device(), non_blocking=True)
+        return batch.to(device, non_blocking=True)
     if isinstance(batch, tuple):
-        parts = [on_device(part) for part in batch]
+        parts = [on_device(part, device) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
     return batch

@@ -87,7 +87,9 @@ def test_flow(run: Path, call: Callable[..., int], capsys: pytest.CaptureFixture
     records = [json.loads(line) for line in (run / "flow" / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 3, 4, 4]  # validated after 3 and 4
     assert {name: records[-1][name] for name in report} == report
-    assert {event.step for event in board_of(run / "flow").Images("recording 0 drawn")} == {3, 4}
+    board = board_of(run / "flow")
+    for events in (board.Images("recording 0 drawn mel"), board.Audio("recording 0 drawn")):
+        assert {event.step for event in events} == {3, 4}
     model = load_network(FlowModel, FlowConfig, run / "flow" / "model.pt", "this test")
     assert (
         model.sample(TokenBatch(torch.tensor([[3, 900, 1024, 5119, 2000]])), torch.zeros(1, 10, 80), 1).shape[1] == 10
@@ -108,6 +110,7 @@ def test_hift(run: Path, call: Callable[..., int]) -> None:
     board = board_of(run / "hift")
     assert [event.step for event in board.Scalars("mel_l1")] == [2, 4]
     assert [event.step for event in board.Audio("recording 1 generated")] == [2, 4]
+    assert [event.step for event in board.Images("recording 1 generated spectrogram")] == [2, 4]
     picture = board.Images("recording 1 generated mel")[-1]
     assert (picture.height, picture.width > 40) == (80, True)
 

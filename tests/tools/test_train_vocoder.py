@@ -35,7 +35,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "held_out": "unseen_voice",
         "batch_size": 2,
         "crop_groups": 3,
-        "fit": {"steps": 4, "warmup_steps": 1, "checkpoint_interval": 2, "log_interval": 1, "ema_decay": 0.9},
+        "tensorboard": True,
+        "fit": {
+            **{"steps": 4, "warmup_steps": 1, "checkpoint_interval": 2, "log_interval": 1, "ema_decay": 0.9},
+            "validation_interval": 3,
+        },
     }
     generator = {"model": {"hidden_size": 16, "inner_size": 32, "num_blocks": 1}}
     acoustic = {
@@ -73,10 +77,22 @@ def test_writes_models_logs_and_reports(trained: Path, call: Tool) -> None:
     acoustic = json.loads((trained / "acoustic" / "report.json").read_text())
     assert generator.keys() == {"mel_l1", "stft"}
     assert acoustic.keys() == {"mel_l1_mean", "mel_l1_drawn", "variance_ratio", "f0_error", "voicing_error"}
-    steps = [json.loads(line)["step"] for line in (trained / "acoustic" / "log.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4]
+    for name, report in (("generator", generator), ("acoustic", acoustic)):
+        records = [json.loads(line) for line in (trained / name / "log.jsonl").read_text().splitlines()]
+        assert [record["step"] for record in records] == [1, 2, 3, 3, 4, 4]  # validated after 3 and 4
+        assert {key: records[-1][key] for key in report} == pytest.approx(report)
     assert (trained / "acoustic" / "vocabulary.yaml").exists()
     assert load_config(GeneratorTrainConfig, trained / "generator" / "config.yaml").model.hidden_size == 16
+
+
+def test_validations_are_heard_and_seen(trained: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for name, made in (("generator", "generated"), ("acoustic", "drawn")):
+        board = accumulator.EventAccumulator(str(trained / name / "tensorboard"), {"images": 0, "audio": 0}).Reload()
+        for shown in (f"recording 0 {made}", "recording 1 natural"):
+            assert {event.step for event in board.Audio(shown)} == {3, 4}
+            assert {event.step for event in board.Images(f"{shown} mel")} == {3, 4}
+            assert {event.step for event in board.Images(f"{shown} spectrogram")} == {3, 4}
 
 
 def test_speaks_a_record(
