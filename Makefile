@@ -48,7 +48,7 @@ format: $(READY) ## rewrite the sources as `make lint` wants them
 bench: $(READY) ## every benchmark, side by side with its peers; JSON in benchmarks/results/
 	for script in ops training_step vocoder loop_overhead async_save packing dpo_step merge convert audio_loading tokenizing; do $(BIN)/python benchmarks/$$script.py; done
 
-gpu: ## on a machine with a GPU: build, test and measure (PART=build|test|ops|model, default all four)
+gpu: ## on a machine with a GPU: build, test and measure (PART=build|test|ops|model|large, default all five)
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tools/gpu_check.py $(PART) --wheels $(WHEELS)
 
 wheels: ## the small wheels that a GPU machine without a network needs, into WHEELS

@@ -24,8 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 CARRIED = ROOT / ".venv-gpu"  # beside the system's torch, where nothing can be downloaded
 MINUTES = 9  # a part
-PARTS = ("build", "test", "ops", "model")
-BENCHMARKS = {"ops": ("embedding", "attention", "logps"), "model": ("training_step", "audio_loading")}
+PARTS = ("build", "test", "ops", "model", "large")
+BENCHMARKS = {
+    "ops": ("embedding", "attention", "logps"),
+    "model": ("training_step", "audio_loading"),
+    "large": ("large_layers", "recipe_steps"),
+}
 # Without this a CPU torch would skip every GPU test and pass.
 SEES_GPU = """
 from megatron_aqaa.ops.library import built_with_cuda
