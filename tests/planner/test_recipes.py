@@ -16,7 +16,8 @@ from megatron_aqaa.training.lm_config import TrainConfig
 from tests.examples.recipes import RUNS, data_parallel_sizes, path_of, recipe
 from tests.planner.sizes import CLUSTERS
 
-MINIATURES = [("tiny_cpu", name) for name in ("pretrain", "sft", "sft2", "dpo")]
+STAGES = [f"pretrain_stage{number}" for number in (1, 2, 3)]
+MINIATURES = [("tiny_cpu", name) for name in ("pretrain", *STAGES, "sft", "sft2", "dpo")]
 README = CLUSTERS.parent / "aqaa_3b" / "README.md"
 
 

@@ -38,6 +38,9 @@ def test_batch_files_are_what_the_renderer_makes(rendered: dict[str, tuple[str, 
 
 
 @pytest.mark.parametrize("name", ["tiny_cpu", "aqaa_3b", "aqaa_130b"])
-def test_every_size_has_its_chain_to_the_export(rendered: dict[str, tuple[str, str]], name: str) -> None:
-    for stage in ("sft1", "sft2", "dpo", "merge", "export"):
+def test_every_size_has_its_chain_from_pretraining_to_the_export(
+    rendered: dict[str, tuple[str, str]], name: str
+) -> None:
+    pretraining = (f"pretrain_stage{number}" for number in (1, 2, 3))
+    for stage in (*pretraining, "sft1", "sft2", "dpo", "merge", "export"):
         assert rendered[f"{name}_{stage}.sbatch"][0] == f"examples/slurm/{name}_chain.yaml"
