@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from megatron_aqaa.data.indexed import Documents
-from megatron_aqaa.data.manifest import Recording, read_recordings, select
+from megatron_aqaa.data.manifest import read_recordings, select, spread
 from megatron_aqaa.evaluation.judge import SpokenAnswerJudge
 from megatron_aqaa.evaluation.lexicon import Lexicon
 from megatron_aqaa.evaluation.phone_judge import PhoneJudge, spoken_phones
@@ -63,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=100, help="at most so many, spread evenly")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="flow steps; 0 speaks the mean")
     parser.add_argument("--guidance", type=float, default=defaults.guidance, help="classifier-free guidance")
+    parser.add_argument("--temperature", type=float, default=defaults.temperature, help="deviation of the flow's noise")
     parser.add_argument("--judge", type=Path, help="folder of a phone recogniser that hears open sequences of words")
     parser.add_argument("--bf16", action="store_true", help="run the flow in bf16")
     parser.add_argument("-o", "--output", type=Path, help="JSON")
@@ -76,7 +76,7 @@ def measure(arguments: argparse.Namespace) -> ResynthesisScore:
     )
     if not recordings:
         raise ValueError(f"{arguments.manifest}: no recording of role {arguments.role} and split {arguments.split}")
-    sampling = SamplingConfig(arguments.steps, arguments.guidance, bf16=arguments.bf16)
+    sampling = SamplingConfig(arguments.steps, arguments.guidance, arguments.temperature, arguments.bf16)
     vocoder = TokenVocoder.load(arguments.vocoder, sampling)
     tokens = Documents(arguments.tokens)
     if arguments.judge:
@@ -88,12 +88,6 @@ def measure(arguments: argparse.Namespace) -> ResynthesisScore:
         test = ResynthesisTest(vocoder, tokens, closed)
     progress = Progress("recordings", len(recordings))
     return test.score(recordings, lambda done, _: progress.update(done))
-
-
-def spread(recordings: Sequence[Recording], limit: int) -> list[Recording]:
-    """At most `limit` of them, evenly."""
-    count = min(limit, len(recordings))
-    return [recordings[i * len(recordings) // count] for i in range(count)]
 
 
 if __name__ == "__main__":

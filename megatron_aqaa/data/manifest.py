@@ -67,6 +67,12 @@ def select(recordings: Sequence[Recording], split: str, roles: Collection[str] =
     return [recording for recording in recordings if recording.split == split and recording.role in wanted]
 
 
+def spread(recordings: Sequence[Recording], limit: int) -> list[Recording]:
+    """At most `limit` of them, evenly from first to last."""
+    count = min(limit, len(recordings))
+    return [recordings[i * len(recordings) // count] for i in range(count)]
+
+
 def _parse(line: str, number: int, path: Path) -> Recording:
     where = f"{path}:{number + 1}"
     try:

@@ -12,7 +12,7 @@ import torch
 
 from megatron_aqaa.audio.io import load_waveform
 from megatron_aqaa.data.indexed import Documents
-from megatron_aqaa.data.manifest import read_recordings, select
+from megatron_aqaa.data.manifest import read_recordings, select, spread
 from megatron_aqaa.ops.index import deinterleave_codes
 from megatron_aqaa.vocabulary import GROUP_SIZE, LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP, Vocabulary
 from megatron_aqaa.vocoder.acoustic import GroupCodes
@@ -160,8 +160,8 @@ def _select(selection: VoiceSelection, limit: int | None) -> tuple[tuple[int, ..
             f"{selection.manifest}: no recording of role {selection.role} and split {selection.split}; "
             f"splits: {', '.join(sorted({r.split for r in recordings}))}"
         )
-    if limit and limit < len(chosen):
-        chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
+    if limit:
+        chosen = spread(chosen, limit)
     return tuple(r.line for r in chosen), tuple(r.text for r in chosen), [r.audio for r in chosen]
 
 
