@@ -57,13 +57,15 @@ class SamplingConfig:
     Attributes:
         steps: Euler steps; 0 takes the mean.
         guidance: weight of classifier-free guidance; 0 halves the work.
-        temperature: deviation of the noise at the start; 1 is what training saw.
+        temperature: deviation of the noise at the start; 1 is what training saw. On 300 validation recordings of the
+            miniature's many voices .2 gave word error .147 and phone error .045, .6 gave .160 and .053 (the mean alone
+            .148 and .041), at the same variance.
         bf16: the flow's network computes in bf16; mean, pitch and voicing do not.
     """
 
     steps: int = 4
     guidance: float = flow.GUIDANCE
-    temperature: float = 0.6
+    temperature: float = 0.2
     bf16: bool = False
 
 
