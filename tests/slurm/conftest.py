@@ -6,16 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.slurm import cluster as local_cluster
+from tests.slurm import daemons
 from tests.slurm.cluster import Cluster
+from tests.slurm.guard import processes
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    reason = local_cluster.reason_to_skip()
+    reason = daemons.reason_to_skip()
     if reason:
         pytest.skip(reason)
-    with local_cluster.running() as started:
+    with daemons.running() as started:
         yield started
-    assert not local_cluster.processes(started.folder)
+    assert not processes(started.folder)
     assert not started.folder.exists()
