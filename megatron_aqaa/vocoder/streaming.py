@@ -119,11 +119,17 @@ class SpeechStream:
 
     def _frames(self, first: int, last: int) -> VoiceFrames:
         """Frames of groups `first … last − 1`; those already spoken are kept."""
-        codes = self.voice.codes([token_id for group in self.groups[first:last] for token_id in group])
-        frames = self.voice.frames(codes, self.seed, first)
+        frames = self.voice.frames(self._codes(first, last), self.seed, first)
         if self.context is None:
             return frames
         return self.context.join(frames.slice(self.context.mel.shape[1], frames.mel.shape[1]))
+
+    def _codes(self, first: int, last: int) -> GroupCodes:
+        return self.voice.codes([token_id for group in self.groups[first:last] for token_id in group])
+
+    def _kept(self, frames: VoiceFrames, start: int, stop: int) -> VoiceFrames:
+        """What the next chunk goes on from, if frames `start … stop − 1` are the context of it."""
+        return frames.slice(start, stop)
 
     def _split(self, decoded: torch.Tensor, context: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The chunk's own samples, and those after it that the next chunk fades from."""
@@ -137,7 +143,7 @@ class SpeechStream:
         self.cycles = float(phase[0, end * mel.hop_length] % 1.0)
         self.spoken, self.chunks = stop, self.chunks + 1
         kept = min(stop, self.config.context_groups) * FRAMES_PER_GROUP
-        self.context = frames.slice(end - kept, end)
+        self.context = self._kept(frames, end - kept, end)
 
 
 def _fade(before: torch.Tensor, waveform: torch.Tensor) -> torch.Tensor:

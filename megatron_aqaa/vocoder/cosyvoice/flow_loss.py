@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_aqaa.vocoder import flow
-from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch
+from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch, even_chunks
 from megatron_aqaa.vocoder.cosyvoice.frame_mask import FrameMask
 
 PROMPT_RATIO = 0.3
@@ -32,7 +32,8 @@ class FlowBatch(NamedTuple):
 def flow_losses(model: FlowModel, batch: FlowBatch) -> dict[str, Tensor]:
     """The loss of a batch under a chunk mask drawn for it, at random times, the condition dropped now and then."""
     mel = batch.mel
-    masks = model.masks(batch.tokens, draw_chunk(model.config))
+    edges = even_chunks(batch.tokens.tokens.shape[1], draw_chunk(model.config))
+    masks = model.masks(batch.tokens, edges)
     prompt = _prompt(mel, masks[1]) if model.config.voice_prompt else None
     condition = model.condition(batch.tokens, masks, batch.speaker, prompt)
     condition = condition.times(torch.rand(len(mel), device=mel.device) >= model.config.condition_dropout)

@@ -119,15 +119,14 @@ class FlowModel(nn.Module):
         self.decoder = FlowDecoder(config)
         self.length_regulator = LengthRegulator(num_mels)
 
-    def masks(self, batch: TokenBatch, chunk_tokens: int = 0) -> tuple[FrameMask, FrameMask]:
+    def masks(self, batch: TokenBatch, edges: tuple[int, ...] = ()) -> tuple[FrameMask, FrameMask]:
         """Masks over S tokens and over their `config.num_frames(S)` frames.
 
         Args:
             batch: S tokens.
-            chunk_tokens: length of a chunk; 0 for no chunks.
+            edges: first token of every chunk but the first; see `even_chunks`.
         """
         count, size = self.config.num_frames, batch.tokens.shape[1]
-        edges = tuple(range(chunk_tokens, size, chunk_tokens)) if chunk_tokens else ()
         frames = FrameMask(count(size), _mapped(count, batch.lengths), tuple(map(count, edges)))
         return FrameMask(size, batch.lengths, edges), frames
 
@@ -169,7 +168,7 @@ class FlowModel(nn.Module):
         noise: Tensor,
         steps: int = 10,
         guidance: float = flow.GUIDANCE,
-        chunk_tokens: int = 0,
+        edges: tuple[int, ...] = (),
         speaker: Tensor | None = None,
         prompt: Tensor | None = None,
     ) -> Tensor:
@@ -180,14 +179,14 @@ class FlowModel(nn.Module):
             noise: [B, F, M] standard normal, F = `config.num_frames(S)`.
             steps: Euler steps.
             guidance: weight of classifier-free guidance; 0 halves the work.
-            chunk_tokens: frames look ahead to the end of their chunk only; 0 for everywhere.
+            edges: as in `masks`; frames look ahead to the end of their chunk only, without edges everywhere.
             speaker: as in `condition`.
             prompt: as in `condition`.
 
         Returns:
             [B, F, M] natural log-mel.
         """
-        masks = self.masks(batch, chunk_tokens)
+        masks = self.masks(batch, edges)
         condition = self.condition(batch, masks, speaker, prompt)
         return flow.euler(self.decoder.field(condition, masks[1], guidance), noise, steps)
 
@@ -204,6 +203,11 @@ class FlowModel(nn.Module):
             raise ValueError("this flow model knows no speakers (speaker_size is 0); leave the speaker's vector out")
         if prompt is not None and not self.config.voice_prompt:
             raise ValueError("this flow model takes no voice prompt (voice_prompt is false); leave the prompt out")
+
+
+def even_chunks(size: int, chunk_tokens: int) -> tuple[int, ...]:
+    """Edges of chunks of `chunk_tokens` in a stream of `size` tokens; none for 0."""
+    return tuple(range(chunk_tokens, size, chunk_tokens)) if chunk_tokens else ()
 
 
 def _mapped(count: Callable[[int], int], lengths: Tensor | None) -> Tensor | None:

@@ -27,13 +27,15 @@ class FlowSampling:
     temperature: float = 1.0
     bf16: bool = False
 
-    def draw(self, model: FlowModel, tokens: Tensor, noise: Tensor) -> Tensor:
+    def draw(self, model: FlowModel, tokens: Tensor, noise: Tensor, edges: tuple[int, ...] = ()) -> Tensor:
         """Mel [B, F, M] float32 of whole streams.
 
         Args:
             model: draws.
             tokens: as in `TokenBatch`.
             noise: [B, F, M] standard normal.
+            edges: of chunks, as in `FlowModel.masks`.
         """
         with torch.autocast(noise.device.type, torch.bfloat16, enabled=self.bf16):
-            return model.sample(TokenBatch(tokens), self.temperature * noise, self.steps, self.guidance).float()
+            noise = self.temperature * noise
+            return model.sample(TokenBatch(tokens), noise, self.steps, self.guidance, edges).float()

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from megatron_aqaa.network_file import load_network
 from megatron_aqaa.vocabulary import GROUP_DURATION_S, Vocabulary
+from megatron_aqaa.vocoder.cosyvoice.chunked_stream import ChunkedStream
 from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel
 from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
 from megatron_aqaa.vocoder.cosyvoice.hift import HiftConfig, HiftGenerator
@@ -23,7 +24,7 @@ from megatron_aqaa.vocoder.cosyvoice.token_ids import flow_tokens
 from megatron_aqaa.vocoder.excitation import START
 from megatron_aqaa.vocoder.frames import FRAMES_PER_GROUP
 from megatron_aqaa.vocoder.group_repair import OnFault, Piece, refuse, repaired_groups
-from megatron_aqaa.vocoder.streaming import SpeechStream, StreamConfig
+from megatron_aqaa.vocoder.streaming import StreamConfig
 
 _MADE_BY = "tools/train_vocoder.py"
 
@@ -136,7 +137,7 @@ class FullSizeVocoder:
                 f"(examples/vocoder/flow_24khz.yaml); this vocoder speaks whole utterances"
             )
         groups = repaired_groups(token_ids, self.vocabulary, on_fault)
-        return SpeechStream(self.voice, seed, config or StreamConfig()).run(groups)
+        return ChunkedStream(self.voice, seed, config or StreamConfig()).run(groups)
 
     def _mel(self, token_ids: list[int], seed: int) -> Tensor:
         """[1, F, M]."""

@@ -85,10 +85,18 @@ class StreamingVoice:
         return GroupCodes(*(part[None].to(device) for part in group_codes(token_ids, self.vocabulary)))
 
     def frames(self, codes: GroupCodes, seed: int, first_group: int = 0) -> VoiceFrames:
-        """Frames of codes that begin with group `first_group` of the utterance."""
+        """Frames of codes that begin with group `first_group` of the utterance, drawn in one chunk."""
+        return self.heard(self.mel(codes, seed, first_group))
+
+    def mel(self, codes: GroupCodes, seed: int, first_group: int = 0, edges: tuple[int, ...] = ()) -> Tensor:
+        """[1, F, M] of codes that begin with group `first_group`, in chunks that begin at groups `edges` of these."""
         groups = range(first_group, first_group + codes.linguistic.shape[1])
         noise = self._noise(2 * seed, groups, FRAMES_PER_GROUP, self.flow_model.config.mel.num_mels)
-        mel = self.sampling.draw(self.flow_model, in_columns(*codes), noise)
+        positions = tuple(POSITIONS_PER_GROUP["columns"] * edge for edge in edges)
+        return self.sampling.draw(self.flow_model, in_columns(*codes), noise, positions)
+
+    def heard(self, mel: Tensor) -> VoiceFrames:
+        """Mel [1, F, M] with the pitch that the generator takes it to have."""
         f0_hz = self.generator.hift.f0_predictor(mel.transpose(1, 2)).float()
         voiced = f0_hz > self.generator.config.voiced_threshold_hz
         octaves = torch.log2(f0_hz.clamp(min=_MIN_F0_HZ) / PITCH_REFERENCE_HZ)

@@ -9,7 +9,7 @@ import torch
 
 from megatron_aqaa.vocoder import flow
 from megatron_aqaa.vocoder.cosyvoice.flow_loss import FlowBatch, draw_chunk, flow_losses, masked_mean
-from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch
+from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch, even_chunks
 from megatron_aqaa.vocoder.cosyvoice.frame_mask import FrameMask
 from tests.vocoder.cosyvoice.tiny_flow import CONFIG, MEL, recordings, streams, tiny_flow
 
@@ -118,7 +118,7 @@ def test_frames_of_tokens() -> None:
 
 def mel_of(model: FlowModel, batch: TokenBatch, chunk: int = 0) -> torch.Tensor:
     """Velocity for fixed noise at a fixed time."""
-    masks = model.masks(batch, chunk)
+    masks = model.masks(batch, even_chunks(batch.tokens.shape[1], chunk))
     noise = torch.randn(len(batch.tokens), 200, MEL.num_mels, generator=torch.Generator().manual_seed(5))
     time = torch.full((len(batch.tokens),), 0.4)
     with torch.no_grad():

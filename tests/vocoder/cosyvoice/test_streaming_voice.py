@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from megatron_aqaa.audio.mel import MelConfig
+from megatron_aqaa.vocoder.cosyvoice.chunked_stream import ChunkedStream
 from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
 from megatron_aqaa.vocoder.cosyvoice.full_size_vocoder import FullSizeVocoder
 from megatron_aqaa.vocoder.cosyvoice.hift import HiftGenerator
@@ -45,6 +47,37 @@ def test_one_chunk_is_the_whole() -> None:
     chunks = list(speaker.stream(ids.tolist(), 3, StreamConfig(chunk_groups=(50,))))
     assert len(chunks) == 1
     assert torch.equal(chunks[0], whole)
+
+
+def streamed(speaker: FullSizeVocoder, ids: np.ndarray, config: StreamConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """A stream, and the whole utterance under the stream's chunk mask."""
+    voice, count = speaker.voice, len(ids) // 5
+    stream = ChunkedStream(voice, 3, config)
+    spoken = torch.cat(list(stream.run(map(tuple, ids.reshape(-1, 5).tolist()))))
+    with torch.inference_mode():
+        mel = voice.mel(voice.codes(ids), 3, 0, tuple(stream.ends[:-1]))
+        return spoken, voice.generator(voice.heard(mel), voice.breath(range(count), 3), START)[0]
+
+
+def test_a_stream_is_the_whole_under_the_same_chunk_mask() -> None:
+    """With a context that reaches back to the start: 4e-7 of the waveform is rounding, 9e-3 what the mask changes."""
+    speaker, ids = vocoder(), random_ids(16)
+    config = StreamConfig(chunk_groups=(2, 3, 4), context_groups=16, lookahead_groups=2)
+    spoken, same_mask = streamed(speaker, ids, config)
+    assert (spoken - same_mask).norm() < 1e-5 * same_mask.norm()
+    assert (speaker.synthesize(ids, 3) - same_mask).norm() > 1e-3 * same_mask.norm()
+    forgetful, _ = streamed(speaker, ids, replace(config, context_groups=2))
+    assert (forgetful - same_mask).norm() > 1e-3 * same_mask.norm()
+
+
+def test_a_frame_is_drawn_once() -> None:
+    """Each chunk costs its own groups, context and lookahead, so a stream's cost grows linearly."""
+    speaker, sizes = vocoder(), []
+    hook = speaker.flow_model.encoder.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1] // 3))
+    list(speaker.stream(random_ids(21).tolist(), 3, StreamConfig((2, 4), context_groups=3, lookahead_groups=1)))
+    hook.remove()
+    # groups drawn at a time: 2 + 1, then 4 new ones behind 3 spoken ones (2 at first) and the lookahead; 2 are left
+    assert sizes == [3, 2 + 1 + 4, *[3 + 1 + 4] * 3, 3 + 1 + 2]
 
 
 def test_chunks_last_as_long_as_their_groups_however_ids_arrive() -> None:
