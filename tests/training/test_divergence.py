@@ -21,6 +21,24 @@ def test_a_loss_that_rises_and_stays_up_is_named_with_its_best_step() -> None:
         follow(DivergenceGuard(CONFIG), [2.0, 0.0, 4.0, *[8.0] * 20])
 
 
+def norms(guard: DivergenceGuard, values: list[float]) -> None:
+    for step, norm in enumerate(values):
+        guard.check(step, 3.0, norm, 0.001)
+
+
+def test_a_gradient_that_explodes_under_a_calm_loss_is_named() -> None:
+    """Clipped, it need not show in the loss at once."""
+    config = DivergenceConfig(gradient_ratio=10.0, patience=5, smoothing=0.5)
+    with pytest.raises(FloatingPointError, match=r"norm averaged 1 at step 0 and .* at step 7, for 5 steps above"):
+        norms(DivergenceGuard(config), [1.0, 1.0, 1.0, *[100.0] * 20])
+    norms(DivergenceGuard(config), [1.0, *[8.0] * 50])
+
+
+def test_a_gradient_that_is_gone_is_named() -> None:
+    with pytest.raises(FloatingPointError, match="no gradient for 5 steps up to step 6, with a loss of 3"):
+        norms(DivergenceGuard(CONFIG), [1.0, 1.0, *[0.0] * 20])
+
+
 def test_a_spike_that_passes_is_no_divergence() -> None:
     guard = DivergenceGuard(CONFIG)
     follow(guard, [1.0, 1.0, 9.0, *[1.0] * 20, 9.0, *[1.0] * 20])
