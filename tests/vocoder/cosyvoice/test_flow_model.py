@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megatron_aqaa.ops import code_pair_embedding
 from megatron_aqaa.vocoder import flow
+from megatron_aqaa.vocoder.cosyvoice import token_ids
 from megatron_aqaa.vocoder.cosyvoice.flow_loss import FlowBatch, draw_chunk, flow_losses, masked_mean
 from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch, even_chunks
 from megatron_aqaa.vocoder.cosyvoice.frame_mask import FrameMask
@@ -240,6 +242,18 @@ def test_columns_have_two_frames_a_position_and_an_absent_code_adds_nothing() ->
     assert drawn.shape == (1, 6, 16)
 
 
+def test_columns_go_through_the_fused_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def noted(codes: torch.Tensor, *tables: torch.Tensor) -> torch.Tensor:
+        calls.append(codes.shape)
+        return code_pair_embedding(codes, *tables)
+
+    monkeypatch.setattr(token_ids, "code_pair_embedding", noted)
+    tiny_flow(COLUMNS).sample(TokenBatch(torch.tensor([[[3, 7], [19, 29], [-1, 4]]])), torch.zeros(1, 6, 16), 1)
+    assert calls == [(1, 3, 2)]
+
+
 def test_columns_learn_and_keep_to_their_chunks() -> None:
     model = tiny_flow(COLUMNS)
     codes = torch.stack((torch.randint(20, (2, 12)), torch.randint(30, (2, 12))), dim=-1)
@@ -277,6 +291,21 @@ def test_both_masks_are_drawn() -> None:
     assert set(drawn) == {0, 25, 40, 80}
     assert 160 < drawn.count(0) < 240
     assert draw_chunk(replace(FlowConfig(), chunked_ratio=0.0)) == 0
+
+
+def test_training_runs_under_both_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, seen = tiny_flow(replace(CONFIG, chunk_tokens=(5, 10))), recordings(1, 20), set()
+    masks = FlowModel.masks
+
+    def noted(self: FlowModel, batch: TokenBatch, edges: tuple[int, ...] = ()) -> tuple[FrameMask, FrameMask]:
+        seen.add(edges)
+        return masks(self, batch, edges)
+
+    monkeypatch.setattr(FlowModel, "masks", noted)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        flow_losses(model, batch)
+    assert seen == {(), (5, 10, 15), (10,)}
 
 
 def test_loss_ignores_the_padding() -> None:
