@@ -185,3 +185,21 @@ def test_the_examples_at_24_khz_fit_each_other() -> None:
     assert chunks_s == [0.6, 0.96, 1.92]  # as published
     assert hift.crop_length % hift.model.mel.hop_length == 0
     assert flow.output.parent == hift.output.parent
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        *(("flow", 105.2), ("flow_24khz", 105.2), ("flow_24khz_small", 32.5), ("flow_24khz_tiny", 4.3)),
+        *(("hift", 20.5), ("hift_24khz", 20.8), ("hift_24khz_tiny", 0.3)),
+    ],
+)
+def test_sizes_of_the_examples(name: str, millions: float) -> None:
+    """From a CPU's to the published one; those at 24 kHz have one mel, so that any flow speaks through any HiFT."""
+    settings, network = (FlowTrainConfig, FlowModel) if name.startswith("flow") else (HiftTrainConfig, HiftGenerator)
+    config = load_config(settings, ROOT / "examples/vocoder" / f"{name}.yaml")
+    with torch.device("meta"):
+        model = network(config.model)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+    if "24khz" in name:
+        assert config.model.mel == load_config(HiftTrainConfig, ROOT / "examples/vocoder/hift_24khz.yaml").model.mel
