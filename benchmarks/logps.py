@@ -2,6 +2,7 @@
 
     python benchmarks/logps.py                  # miniature and 3B shapes: some twelve minutes on one core
     python benchmarks/logps.py --only miniature
+    python benchmarks/logps.py --only miniature --processor-time  # on a busy machine
 
 Every form does forward and backward and ends with the same sums in Megatron's fp32 `main_grad` and in the gradient of
 the hidden states. Times: all forms in one process, taking turns. Memory: the high-water mark of one call above what
@@ -26,7 +27,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import ColumnParallelLinear, vocab_parallel_cross_entropy
 from megatron.core.transformer import TransformerConfig
-from side_by_side import medians, on_gpu, save
+from side_by_side import core_milliseconds, medians, milliseconds, on_gpu, save
 from torch import Tensor
 
 from megatron_aqaa import ops, platform
@@ -109,11 +110,15 @@ def inputs(case: Case) -> Inputs:
     return Inputs(hidden, head, labels, loss_mask, case.vocabulary.size)
 
 
-def fused(data: Inputs) -> Tensor:
+def fused(data: Inputs, recompute: bool = True) -> Tensor:
     return ops.linear_vocab_parallel_logps(
         data.hidden, data.weight, data.labels,
-        vocab_size=data.vocab_size, group=dist.group.WORLD, loss_mask=data.loss_mask,
+        vocab_size=data.vocab_size, group=dist.group.WORLD, loss_mask=data.loss_mask, recompute=recompute,
     ).sum()  # fmt: skip
+
+
+def fused_kept(data: Inputs) -> Tensor:
+    return fused(data, recompute=False)
 
 
 def unfused(data: Inputs) -> Tensor:
@@ -154,6 +159,7 @@ def _compiled_plain() -> Callable[..., Tensor]:
 
 FORMS: dict[str, Callable[[Inputs], Tensor]] = {
     "fused": fused,
+    "fused, kept": fused_kept,
     "unfused": unfused,
     "eager": eager,
     "eager, chosen": eager_chosen,
@@ -198,13 +204,13 @@ def peak_mib_in_fresh_process(index: int, name: str) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def measure(index: int) -> dict:
+def measure(index: int, clock: Callable[[Callable[[], object]], float]) -> dict:
     """One case: a line per form, and the record for the JSON."""
     case = CASES[index]
     names = [name for name in FORMS if name not in case.left_out]
     memory = {name: peak_mib_in_fresh_process(index, name) for name in names if name != "torch.compile"}
     data = inputs(case)
-    times = medians({name: functools.partial(step, FORMS[name], data) for name in names}, case.repeats)
+    times = medians({name: functools.partial(step, FORMS[name], data) for name in names}, case.repeats, clock)
     print(f"--- {case.title}: [{case.tokens}, {case.hidden}] × {case.vocabulary.size}, {case.repeats} repeats")
     for name in names:
         print(
@@ -222,6 +228,7 @@ def measure(index: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=sorted({case.shape for case in CASES}))
+    parser.add_argument("--processor-time", action="store_true", help="instead of wall time; not on a GPU")
     parser.add_argument("--output", type=Path, help="JSON; default benchmarks/results/logps_<device>.json")
     parser.add_argument("--memory-of", choices=FORMS, help="print one form's peak at --case and stop")
     parser.add_argument("--case", type=int, default=0)
@@ -233,7 +240,8 @@ def main() -> None:
         platform.shutdown()
         return
     chosen = [index for index, case in enumerate(CASES) if args.only in (None, case.shape)]
-    save("logps", args.output, [measure(index) for index in chosen], threads=1)
+    clock = core_milliseconds if args.processor_time and not ON_GPU else milliseconds
+    save("logps", args.output, [measure(index, clock) for index in chosen], threads=1, clock=clock.__name__)
     platform.shutdown()
 
 

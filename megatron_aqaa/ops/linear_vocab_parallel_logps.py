@@ -1,12 +1,13 @@
 """Log-probabilities of tokens from hidden states: output projection and softmax in one, without the logits.
 
-Works block by block over the rows of the projection. Forward keeps a running maximum and sum of exponentials per token;
-backward computes each block's logits again, so that one block is all that is ever held:
+Works block by block over the rows of the projection:
 
     logp = logit[label] − log Σ exp(logit)        d logp / d logit = [row is label] − exp(logit − log Σ)
 
-A block's weight gradient is complete when it is written; the hidden gradient grows in fp32 over the blocks and is
-summed over the tensor-parallel group once.
+Forward leaves a log-sum for each token and block. Backward needs each block's softmax once more: it computes it again,
+so that one block is all that is ever held, or finds it kept by forward in the dtype of the activations. A block's
+weight gradient is complete when it is written; the hidden gradient grows in fp32 over the blocks and is summed over the
+tensor-parallel group once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from megatron_aqaa.ops.vocab_parallel_logps import (
     combine_ranks,
     label_columns,
     local_rows,
-    no_logits,
+    softmax_and_log_sum,
+    softmax_dtype,
     softmax_ids,
 )
 
@@ -43,12 +45,13 @@ def linear_vocab_parallel_logps(
     group: dist.ProcessGroup,
     loss_mask: Tensor | None = None,
     allowed: range | Sequence[range] | None = None,
+    recompute: bool = True,
     block_rows: int | None = None,
 ) -> Tensor:
-    """`vocab_parallel_logps` of `hidden @ weight.T`, in memory that does not grow with the vocabulary.
+    """`vocab_parallel_logps` of `hidden @ weight.T`, without logits or their gradient.
 
-    Costs a fourth matrix product beside the three of the plain form. Where Megatron's `main_grad` is at hand, the
-    weight gradient goes straight into it (see `accumulates_in_main_grad`), and none of the size of the weight is made.
+    Where Megatron's `main_grad` is at hand, the weight gradient goes straight into it (see `accumulates_in_main_grad`),
+    and none of the size of the weight is made.
 
     Args:
         hidden: [n, H], the same on every rank; its gradient is summed over `group` here.
@@ -58,6 +61,9 @@ def linear_vocab_parallel_logps(
         group: tensor-parallel ranks.
         loss_mask: [n]; tokens with zero skip the projection and get 0. None: all count.
         allowed: token ids that the softmax is restricted to, as for `vocab_parallel_logps`.
+        recompute: memory does not grow with the vocabulary, for a fourth matrix product beside the three of the plain
+            form. False: three products, and backward finds the probabilities of the tokens that count, [their number,
+            V / tp] in the dtype of `hidden`; without gradients nothing is kept.
         block_rows: rows of the projection worked on at a time; None: as many as suit the cache.
 
     Returns:
@@ -72,14 +78,14 @@ def linear_vocab_parallel_logps(
         raise ValueError(f"block_rows = {block_rows}: must be at least 1")
     ids = softmax_ids(allowed, vocab_size, len(weight) * group.size())
     if loss_mask is None:
-        return _checked_logps(hidden, weight, labels, ids, group, block_rows)
+        return _checked_logps(hidden, weight, labels, ids, group, recompute, block_rows)
     if not loss_mask.shape == labels.shape == (len(hidden),):
         raise ValueError(
             f"loss_mask {list(loss_mask.shape)} and labels {list(labels.shape)} must be [{len(hidden)}], one per token"
         )
     chosen = loss_mask.nonzero()[:, 0]
     logps = _checked_logps(
-        hidden.index_select(0, chosen), weight, labels.index_select(0, chosen), ids, group, block_rows
+        hidden.index_select(0, chosen), weight, labels.index_select(0, chosen), ids, group, recompute, block_rows
     )
     return logps.new_zeros(len(hidden)).index_copy(0, chosen, logps)
 
@@ -90,6 +96,7 @@ def _checked_logps(
     labels: Tensor,
     ids: list[range],
     group: dist.ProcessGroup,
+    recompute: bool,
     block_rows: int | None,
 ) -> Tensor:
     check_labels(labels, len(hidden), ids)
@@ -100,40 +107,51 @@ def _checked_logps(
         for part in local_rows(ids, len(weight), group)
         for start in range(part.start, part.stop, block_rows)
     ]
-    return _LinearVocabParallelLogps.apply(hidden, weight, labels - group.rank() * len(weight), blocks, group)
+    keep = torch.is_grad_enabled() and not recompute
+    return _LinearVocabParallelLogps.apply(hidden, weight, labels - group.rank() * len(weight), blocks, group, keep)
 
 
 class _LinearVocabParallelLogps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, local_labels: Tensor, blocks: list[slice], group: dist.ProcessGroup
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        local_labels: Tensor,
+        blocks: list[slice],
+        group: dist.ProcessGroup,
+        keep: bool,
     ) -> Tensor:
-        maximum, total = no_logits(len(hidden), hidden)
-        label_logit = torch.full_like(total, -torch.inf)
-        for rows in blocks:
-            logits = _product(hidden, weight[rows].t(), total.dtype)
+        label_logit = hidden.new_full((len(hidden), 1), -torch.inf, dtype=softmax_dtype(hidden))
+        log_sums = label_logit.repeat(1, len(blocks))
+        kept = []
+        for index, rows in enumerate(blocks):
+            logits = _logits(hidden, weight[rows])
             owned, column = _columns(local_labels, rows)
-            label_logit = torch.where(owned, logits.gather(1, column).to(total.dtype), label_logit)
-            previous, maximum = maximum, torch.maximum(maximum, logits.amax(-1, keepdim=True))
-            total.mul_((previous - maximum).exp_()).add_((logits - maximum).exp_().sum(-1, keepdim=True))
-        log_sum, label_logit = combine_ranks(maximum + total.log(), label_logit, group)
+            label_logit = torch.where(owned, logits.gather(1, column), label_logit)
+            probabilities, log_sums[:, index : index + 1] = softmax_and_log_sum(logits)
+            if keep:
+                kept.append(probabilities.to(hidden.dtype))
+        log_sum, label_logit = combine_ranks(log_sums.logsumexp(1, keepdim=True), label_logit, group)
         logps = label_logit - log_sum
-        ctx.save_for_backward(hidden, weight, local_labels, log_sum, logps)
+        ctx.save_for_backward(hidden, weight, local_labels, (log_sums - log_sum).exp_(), logps, *kept)
         ctx.blocks, ctx.group = blocks, group
         return logps[:, 0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden, weight, local_labels, log_sum, logps = ctx.saved_tensors
+    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        hidden, weight, local_labels, shares, logps, *kept = ctx.saved_tensors
         in_main_grad = ctx.needs_input_grad[1] and accumulates_in_main_grad(weight)
-        grad_hidden = torch.zeros_like(hidden, dtype=log_sum.dtype) if ctx.needs_input_grad[0] else None
+        grad_hidden = torch.zeros_like(hidden, dtype=shares.dtype) if ctx.needs_input_grad[0] else None
         grad_weight = weight.main_grad if in_main_grad else None
         if ctx.needs_input_grad[1] and not in_main_grad:
             grad_weight = torch.zeros_like(weight)
         at_label = -torch.expm1(logps) * grad_logps[:, None]
-        for rows in ctx.blocks:
-            grad = (_product(hidden, weight[rows].t(), log_sum.dtype) - log_sum).exp_().mul_(-grad_logps[:, None])
+        scales = shares * -grad_logps[:, None]
+        for index, rows in enumerate(ctx.blocks):
+            probabilities = kept[index] if kept else _logits(hidden, weight[rows]).softmax(-1)
+            grad = probabilities * scales[:, index : index + 1]
             owned, column = _columns(local_labels, rows)
             grad.scatter_(1, column, torch.where(owned, at_label, grad.gather(1, column)))
             grad = grad.to(hidden.dtype)
@@ -145,7 +163,12 @@ class _LinearVocabParallelLogps(torch.autograd.Function):
             if ctx.group.size() > 1:
                 dist.all_reduce(grad_hidden, group=ctx.group)
             grad_hidden = grad_hidden.to(hidden.dtype)
-        return grad_hidden, dummy_gradient(weight) if in_main_grad else grad_weight, None, None, None
+        return grad_hidden, dummy_gradient(weight) if in_main_grad else grad_weight, None, None, None, None
+
+
+def _logits(hidden: Tensor, rows: Tensor) -> Tensor:
+    dtype = softmax_dtype(hidden)
+    return _product(hidden, rows.t(), dtype).to(dtype)
 
 
 def _columns(local_labels: Tensor, rows: slice) -> tuple[Tensor, Tensor]:

@@ -68,15 +68,12 @@ class _VocabParallelLogps(torch.autograd.Function):
         probabilities = torch.empty_like(logits)  # among this rank's rows
         for gap in _gaps(rows, logits.shape[1]):
             probabilities[:, gap] = 0
-        lowest, total = no_logits(1, logits)
-        local_log_sum = total.log().repeat(len(logits), 1)
+        dtype = softmax_dtype(logits)
+        local_log_sum = logits.new_full((len(logits), 1), -torch.inf, dtype=dtype)
         for tokens in _token_blocks(logits) if rows else ():
             block = torch.cat([logits[tokens, part] for part in rows], 1) if len(rows) > 1 else logits[tokens, rows[0]]
-            block = block.to(total.dtype).clamp(min=lowest)  # a row that is all −inf would give NaN
-            highest = block.amax(-1, keepdim=True)
-            block = torch.softmax(block, -1)
-            # the largest share is 1 / Σ exp(logit − highest): a pass less than logsumexp, with one exponential less
-            local_log_sum[tokens] = highest - block.amax(-1, keepdim=True).log()
+            block = block.to(dtype).clamp(min=torch.finfo(dtype).min)  # a row that is all −inf would give NaN
+            block, local_log_sum[tokens] = softmax_and_log_sum(block)
             for part, columns in zip(block.split([r.stop - r.start for r in rows], 1), rows, strict=True):
                 probabilities[tokens, columns] = part
         owned, column = label_columns(labels - group.rank() * logits.shape[1], rows)
@@ -149,14 +146,17 @@ def label_columns(local_labels: Tensor, rows: list[slice]) -> tuple[Tensor, Tens
     return owned[:, None], local_labels.where(owned, 0)[:, None]
 
 
-def no_logits(num_tokens: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum and sum of exponentials [n, 1] over no logits; fp32, or fp64 for fp64.
+def softmax_dtype(like: Tensor) -> torch.dtype:
+    """fp32, or fp64 for fp64."""
+    return torch.promote_types(like.dtype, torch.float32)
 
-    The maximum starts at the lowest finite number: with −inf, a row of logits that are all −inf would give NaN.
-    """
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    maximum = like.new_full((num_tokens, 1), torch.finfo(dtype).min, dtype=dtype)
-    return maximum, torch.zeros_like(maximum)
+
+def softmax_and_log_sum(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of [n, rows] along the rows: [n, rows] and [n, 1]."""
+    highest = logits.amax(-1, keepdim=True)
+    probabilities = torch.softmax(logits, -1)
+    # the largest share is 1 / Σ exp(logit − highest): a pass less than logsumexp, with one exponential less
+    return probabilities, highest - probabilities.amax(-1, keepdim=True).log()
 
 
 def combine_ranks(log_sum: Tensor, label_logit: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:

@@ -70,16 +70,21 @@ def from_logits(name: str) -> Outcome:
     return Outcome(logps.detach(), logits_gradient.t() @ hidden.detach(), torch.zeros(0), single)
 
 
-def from_hidden(name: str) -> Outcome:
+def from_hidden(name: str, recompute: bool = True) -> Outcome:
     vocab_size, allowed, _ = CASES[name]
     hidden, weight, labels, weights = inputs(name)
     hidden.requires_grad_()
     rows = own_rows(weight)
     arguments: Any = {"vocab_size": vocab_size, "group": dist.group.WORLD, "allowed": allowed, "block_rows": 7}
+    arguments["recompute"] = recompute
     single = linear_vocab_parallel_logps(hidden.detach().float(), rows.detach().float(), labels, **arguments)
     logps = linear_vocab_parallel_logps(hidden, rows, labels, loss_mask=weights, **arguments)
     (logps * weights).sum().backward()
     return Outcome(logps.detach(), rows.grad, hidden.grad, single)
+
+
+def from_hidden_kept(name: str) -> Outcome:
+    return from_hidden(name, recompute=False)
 
 
 def expected(name: str) -> Outcome:
@@ -92,13 +97,14 @@ def expected(name: str) -> Outcome:
     return Outcome(logps.detach(), rows.grad, hidden.grad, logps.detach().float())
 
 
-def no_tokens() -> Tensor:
+def no_tokens(recompute: bool) -> Tensor:
     """Gradient of this rank's rows where no token counts: no rank may skip a collective."""
     hidden, weight, labels, _ = inputs("all")
     hidden.requires_grad_()
     rows = own_rows(weight)
     arguments: Any = {"vocab_size": 41, "group": dist.group.WORLD}
-    logps = linear_vocab_parallel_logps(hidden, rows, labels, loss_mask=torch.zeros(TOKENS), **arguments)
+    nothing = torch.zeros(TOKENS)
+    logps = linear_vocab_parallel_logps(hidden, rows, labels, loss_mask=nothing, recompute=recompute, **arguments)
     logits = vocab_parallel_logps((hidden @ rows.t())[:0], labels[:0], **arguments)
     (logps.sum() + logits.sum()).backward()
     return rows.grad
@@ -117,9 +123,9 @@ def forbidden_rows() -> tuple[Tensor, Tensor]:
 
 def operators() -> dict[str, Any]:
     outcomes: dict[str, Any] = {
-        f"{form.__name__} {name}": form(name) for form in (from_logits, from_hidden) for name in CASES
+        f"{form.__name__} {name}": form(name) for form in (from_logits, from_hidden, from_hidden_kept) for name in CASES
     }
-    return {**outcomes, "no tokens": no_tokens(), "forbidden rows": forbidden_rows()}
+    return {**outcomes, "no tokens": [no_tokens(True), no_tokens(False)], "forbidden rows": forbidden_rows()}
 
 
 TP2, PP2 = ParallelConfig(tensor_model_parallel_size=2), ParallelConfig(pipeline_model_parallel_size=2)
@@ -192,12 +198,12 @@ def one() -> dict[str, tuple[Trained, Trained]]:
     return result
 
 
-@pytest.mark.parametrize("form", ["from_logits", "from_hidden"])
+@pytest.mark.parametrize("form", ["from_logits", "from_hidden", "from_hidden_kept"])
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_give_the_definition(name: str, form: str, two: list[Any]) -> None:
     ranks = [operators[f"{form} {name}"] for operators, _ in two]
     truth = expected(name)
-    counts = (inputs(name)[3] > 0) if form == "from_hidden" else torch.ones(TOKENS, dtype=torch.bool)
+    counts = (inputs(name)[3] > 0) if form != "from_logits" else torch.ones(TOKENS, dtype=torch.bool)
     for rank in ranks:
         assert torch.equal(rank.logps, ranks[0].logps)
         torch.testing.assert_close(rank.logps, truth.logps * counts, rtol=1e-12, atol=1e-12)
@@ -205,13 +211,14 @@ def test_two_ranks_give_the_definition(name: str, form: str, two: list[Any]) -> 
         assert torch.equal(rank.hidden_gradient, ranks[0].hidden_gradient)
     rows_gradient = torch.cat([rank.rows_gradient for rank in ranks])
     torch.testing.assert_close(rows_gradient, truth.rows_gradient, rtol=1e-12, atol=1e-12)
-    if form == "from_hidden":
+    if form != "from_logits":
         torch.testing.assert_close(ranks[0].hidden_gradient, truth.hidden_gradient, rtol=1e-12, atol=1e-12)
 
 
 def test_no_token_counts(two: list[Any]) -> None:
     for operators, _ in two:
-        assert not operators["no tokens"].any()
+        for gradient in operators["no tokens"]:
+            assert not gradient.any()
 
 
 def test_a_rank_whose_logits_are_all_minus_infinity(two: list[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,6 +19,7 @@ from megatron_aqaa.ops import linear_vocab_parallel_logps
 from tests.ops.test_vocab_parallel_logps import ALLOWED, PADDED, VOCAB_SIZE, allowed_ids, reference
 
 HIDDEN = 6
+both_forms = pytest.mark.parametrize("recompute", [True, False])
 
 
 class Case(NamedTuple):
@@ -45,13 +47,14 @@ def plain(data: Case, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ALLOWED)
 @pytest.mark.parametrize("num_tokens", [0, 1, 37])
 @pytest.mark.parametrize("block_rows", [1, 7, 41, None])
+@both_forms
 def test_values_and_gradients_are_those_of_the_plain_form(
-    group: dist.ProcessGroup, name: str, num_tokens: int, block_rows: int | None
+    group: dist.ProcessGroup, name: str, num_tokens: int, block_rows: int | None, recompute: bool
 ) -> None:
     data = case(num_tokens, name)
     logps = linear_vocab_parallel_logps(
         data.hidden, data.weight, data.labels,
-        vocab_size=VOCAB_SIZE, group=group, allowed=ALLOWED[name], block_rows=block_rows,
+        vocab_size=VOCAB_SIZE, group=group, allowed=ALLOWED[name], block_rows=block_rows, recompute=recompute,
     )  # fmt: skip
     expected = plain(data, allowed_ids(name))
     assert logps.dtype == torch.float64
@@ -63,19 +66,21 @@ def test_values_and_gradients_are_those_of_the_plain_form(
     )
 
 
-def test_gradcheck(group: dist.ProcessGroup) -> None:
+@both_forms
+def test_gradcheck(group: dist.ProcessGroup, recompute: bool) -> None:
     hidden, weight = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 12))
     labels, loss_mask = torch.tensor([0, 3, 8, 9]), torch.tensor([1.0, 0.0, 2.0, 1.0])
 
     def logps(hidden: Tensor, weight: Tensor) -> Tensor:
         return linear_vocab_parallel_logps(
-            hidden, weight, labels, vocab_size=10, group=group, loss_mask=loss_mask, block_rows=4
+            hidden, weight, labels, vocab_size=10, group=group, loss_mask=loss_mask, block_rows=4, recompute=recompute
         )
 
     assert torch.autograd.gradcheck(logps, (hidden, weight))
 
 
-def test_masked_tokens_are_not_read(group: dist.ProcessGroup) -> None:
+@both_forms
+def test_masked_tokens_are_not_read(group: dist.ProcessGroup, recompute: bool) -> None:
     data = case(12)
     loss_mask = torch.tensor([1, 0, 2, 0, 0, 3, 1, 1, 0, 0, 0, 1]).double()
     hidden, labels = data.hidden.detach().clone(), data.labels.clone()
@@ -83,7 +88,7 @@ def test_masked_tokens_are_not_read(group: dist.ProcessGroup) -> None:
     labels[loss_mask == 0] = -100
     hidden.requires_grad_()
     logps = linear_vocab_parallel_logps(
-        hidden, data.weight, labels, vocab_size=VOCAB_SIZE, group=group, loss_mask=loss_mask
+        hidden, data.weight, labels, vocab_size=VOCAB_SIZE, group=group, loss_mask=loss_mask, recompute=recompute
     )
     expected = plain(data, torch.arange(VOCAB_SIZE)) * (loss_mask > 0)
     torch.testing.assert_close(logps, expected)
@@ -93,11 +98,13 @@ def test_masked_tokens_are_not_read(group: dist.ProcessGroup) -> None:
     )
 
 
-def test_all_tokens_masked(group: dist.ProcessGroup) -> None:
+@both_forms
+def test_all_tokens_masked(group: dist.ProcessGroup, recompute: bool) -> None:
     data = case(5)
     logps = linear_vocab_parallel_logps(
-        data.hidden, data.weight, torch.full((5,), -100), vocab_size=VOCAB_SIZE, group=group, loss_mask=torch.zeros(5)
-    )
+        data.hidden, data.weight, torch.full((5,), -100),
+        vocab_size=VOCAB_SIZE, group=group, loss_mask=torch.zeros(5), recompute=recompute,
+    )  # fmt: skip
     assert torch.equal(logps, torch.zeros(5, dtype=torch.float64))
     logps.sum().backward()
     assert not data.hidden.grad.any()
@@ -131,11 +138,12 @@ def test_what_needs_no_gradient_gets_none(group: dist.ProcessGroup, frozen: str)
     torch.testing.assert_close(gradient, torch.autograd.grad(plain(data, torch.arange(VOCAB_SIZE)).sum(), other)[0])
 
 
-def test_bf16_is_no_worse_than_twice_the_plain_form(group: dist.ProcessGroup) -> None:
+@both_forms
+def test_bf16_is_no_worse_than_twice_the_plain_form(group: dist.ProcessGroup, recompute: bool) -> None:
     data = case(64, dtype=torch.bfloat16, hidden_size=128)
     truth = Case(*(x.detach().double().requires_grad_() for x in data[:2]), data.labels, data.weights)
     logps = linear_vocab_parallel_logps(
-        data.hidden, data.weight, data.labels, vocab_size=VOCAB_SIZE, group=group, block_rows=8
+        data.hidden, data.weight, data.labels, vocab_size=VOCAB_SIZE, group=group, block_rows=8, recompute=recompute
     )
     logits = (data.hidden @ data.weight.t())[:, :VOCAB_SIZE].float()
     plain_logps = logits.log_softmax(-1).gather(1, data.labels[:, None])[:, 0]
@@ -171,7 +179,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_logits_are_never_held(group: dist.ProcessGroup) -> None:
-    num_tokens, block_rows = 37, 4
+    num_tokens, block_rows = 37, 8
     data = case(num_tokens)
     weight = parameter(data.weight)
     with LargestTensor() as largest:
@@ -180,6 +188,42 @@ def test_logits_are_never_held(group: dist.ProcessGroup) -> None:
         )
         logps.sum().backward()
     assert 0 < largest.elements <= num_tokens * max(block_rows, HIDDEN)
+
+
+def kept_for_backward(group: dist.ProcessGroup, recompute: bool) -> tuple[Tensor, list[weakref.ref[Tensor]]]:
+    """Log-probabilities of 5 of 37 tokens, and the saved tensors of their shape times the 8 rows of a block."""
+    data, kept = case(37, dtype=torch.bfloat16), []
+
+    def save(tensor: Tensor) -> Tensor:
+        if tensor.shape == (5, 8):
+            assert tensor.dtype == torch.bfloat16
+            kept.append(weakref.ref(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        logps = linear_vocab_parallel_logps(
+            data.hidden, parameter(data.weight, torch.float32), data.labels,
+            vocab_size=40, group=group, loss_mask=torch.arange(37) < 5, block_rows=8, recompute=recompute,
+        )  # fmt: skip
+    return logps, kept
+
+
+def test_kept_probabilities_do_not_survive_backward(group: dist.ProcessGroup) -> None:
+    logps, kept = kept_for_backward(group, recompute=False)
+    assert len(kept) == 5
+    assert all(block() is not None for block in kept)
+    logps.sum().backward()
+    assert all(block() is None for block in kept)
+
+
+def test_nothing_is_kept_that_is_computed_again_or_has_no_gradient(group: dist.ProcessGroup) -> None:
+    assert kept_for_backward(group, recompute=True)[1] == []
+    data = case(37)
+    with torch.no_grad(), LargestTensor() as largest:
+        linear_vocab_parallel_logps(
+            data.hidden, data.weight, data.labels, vocab_size=VOCAB_SIZE, group=group, block_rows=8, recompute=False
+        )
+    assert 0 < largest.elements <= 37 * 8
 
 
 def parameter(values: Tensor, main_grad_dtype: torch.dtype = torch.float64) -> nn.Parameter:
@@ -191,14 +235,17 @@ def parameter(values: Tensor, main_grad_dtype: torch.dtype = torch.float64) -> n
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_micro_batches_add_up_in_main_grad(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
+@both_forms
+def test_micro_batches_add_up_in_main_grad(group: dist.ProcessGroup, dtype: torch.dtype, recompute: bool) -> None:
     wide = torch.promote_types(dtype, torch.float32)
     weight = parameter(case(20, dtype=dtype).weight, wide)
     weight.main_grad[VOCAB_SIZE:] = torch.nan  # rows that are not in the softmax are not touched
     total = torch.zeros(VOCAB_SIZE, HIDDEN, dtype=torch.float64)
     for num_tokens in (20, 33):
         data = case(num_tokens, dtype=dtype)
-        logps = linear_vocab_parallel_logps(data.hidden, weight, data.labels, vocab_size=VOCAB_SIZE, group=group)
+        logps = linear_vocab_parallel_logps(
+            data.hidden, weight, data.labels, vocab_size=VOCAB_SIZE, group=group, recompute=recompute
+        )
         (logps * data.weights.to(wide)).sum().backward()
         assert weight.grad_added_to_main_grad
         assert weight.grad.shape == weight.shape and weight.grad.dtype == dtype
