@@ -1,5 +1,7 @@
 """A guided step of the 105 M flow model's field, beside its plain eager form: what `vocoder.py` prints a line of.
 
+    python benchmarks/full_size_field.py    # processor time, and the share of it that products of matrices take
+
 The plain form has the same weights and gives the same result, which is checked. It is the released code's: scores,
 an added bias that says who sees whom, softmax and mixture as four operations of their own, in fp32.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from side_by_side import Forms
+from side_by_side import Forms, core_milliseconds, medians
 from torch import Tensor, nn
 
 from megatron_aqaa.vocoder import flow
@@ -67,3 +69,26 @@ def field_forms(num_tokens: int) -> Forms:
         "eager, bf16": lambda: bf16("eager"),
         "eager, fp32": lambda: fields["eager"](noise, time),
     }
+
+
+NUM_TOKENS = 210  # 5 s
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution", "_slow_conv2d_forward")
+"""What no form of the same network can leave out; part of torch's fused attention would belong to them."""
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print the forms."""
+    torch.set_num_threads(1)
+    forms = field_forms(NUM_TOKENS)
+    times = medians(forms, 5, core_milliseconds)
+    for name, call in forms.items():
+        with torch.profiler.profile() as profile:
+            call()
+        parts = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in profile.key_averages()}
+        share = sum(parts.get(product, 0) for product in PRODUCTS) / sum(parts.values())
+        print(f"{name:12s}{times[name]:8.0f} ms, products {share:4.0%}")
+
+
+if __name__ == "__main__":
+    main()
