@@ -132,6 +132,7 @@ class _LinearVocabParallelLogps(torch.autograd.Function):
             probabilities, log_sums[:, index : index + 1] = softmax_and_log_sum(logits)
             if keep:
                 kept.append(probabilities.to(hidden.dtype))
+            del logits, probabilities  # or they would be held beside those of the next block
         log_sum, label_logit = combine_ranks(log_sums.logsumexp(1, keepdim=True), label_logit, group)
         logps = label_logit - log_sum
         ctx.save_for_backward(hidden, weight, local_labels, (log_sums - log_sum).exp_(), logps, *kept)
@@ -150,8 +151,8 @@ class _LinearVocabParallelLogps(torch.autograd.Function):
         at_label = -torch.expm1(logps) * grad_logps[:, None]
         scales = shares * -grad_logps[:, None]
         for index, rows in enumerate(ctx.blocks):
-            probabilities = kept[index] if kept else _logits(hidden, weight[rows]).softmax(-1)
-            grad = probabilities * scales[:, index : index + 1]
+            scale = scales[:, index : index + 1]
+            grad = kept[index] * scale if kept else _logits(hidden, weight[rows]).softmax(-1).mul_(scale)
             owned, column = _columns(local_labels, rows)
             grad.scatter_(1, column, torch.where(owned, at_label, grad.gather(1, column)))
             grad = grad.to(hidden.dtype)
