@@ -3,11 +3,13 @@
 Examples:
     python tools/vocode.py runs/demo/vocoder --tokens runs/demo/tokens/audio --record 9900 -o answer.wav
     python tools/vocode.py runs/demo/vocoder --ids ids.txt -o answer.wav --steps 0
+    python tools/vocode.py runs/vocoder --ids ids.txt -o answer.wav --prompt-audio voice.wav --prompt-ids voice.txt
     cat ids.txt | python tools/vocode.py runs/demo/vocoder --ids - -o answer.wav --stream
 
 `ids.txt` holds merged token ids in groups of five, separated by blanks, commas or line ends. The same ids and seed give
 the same file. Ids that break the order of groups are dropped, at most one group for each fault, and named on standard
 error. A folder with flow/ and hift/ is the full-size vocoder; at 22.05 kHz that speaks whole utterances only.
+It speaks with the voice of a recording whose ids are given with it (--prompt-audio, --prompt-ids).
 Exit codes: 0 done, 1 spoken with faults, 2 wrong arguments, files or ids (with --strict any fault).
 """
 
@@ -22,11 +24,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_aqaa.audio.io import save_waveform
+from megatron_aqaa.audio.io import load_waveform, save_waveform
 from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.vocoder.acoustic import SamplingConfig
 from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
 from megatron_aqaa.vocoder.cosyvoice.full_size_vocoder import FullSizeVocoder
+from megatron_aqaa.vocoder.cosyvoice.spoken_tokens import SpokenTokens
 from megatron_aqaa.vocoder.group_repair import GroupFault, refuse
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
 
@@ -38,13 +41,14 @@ def main() -> int:
     on_fault = refuse if arguments.strict else faults.append
     try:
         vocoder = load(arguments)
+        prompt = read_prompt(arguments, vocoder)
         token_ids = read_ids(arguments)
         started_s = time.perf_counter()
         if arguments.stream:
-            pieces = vocoder.stream(token_ids.tolist(), arguments.seed, on_fault=on_fault)
+            pieces = vocoder.stream(token_ids.tolist(), arguments.seed, on_fault=on_fault, **prompt)
             waveform = torch.cat([torch.zeros(0), *pieces])
         else:
-            waveform = vocoder.synthesize(token_ids, arguments.seed, on_fault)
+            waveform = vocoder.synthesize(token_ids, arguments.seed, on_fault, **prompt)
         took_s = time.perf_counter() - started_s
         save_waveform(waveform, arguments.output, vocoder.sample_rate_hz)
     except ValueError as error:
@@ -81,6 +85,8 @@ def parse() -> argparse.Namespace:
     source.add_argument("--tokens", type=Path, help="prefix of a token data set (with --record)")
     source.add_argument("--ids", help="text file of token ids, - for standard input")
     parser.add_argument("--record", type=int, default=0, help="sequence of the data set, from 0")
+    parser.add_argument("--prompt-audio", type=Path, help="recording of the voice to speak with (full-size vocoder)")
+    parser.add_argument("--prompt-ids", type=Path, help="text file of its token ids")
     parser.add_argument("-o", "--output", type=Path, required=True, help=".wav or .flac")
     parser.add_argument("--steps", type=int, help="flow steps; 0 speaks the mean (miniature only)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance")
@@ -99,11 +105,34 @@ def read_ids(arguments: argparse.Namespace) -> np.ndarray:
         if not 0 <= arguments.record < len(documents):
             raise ValueError(f"{arguments.tokens}: no record {arguments.record}; it holds 0 … {len(documents) - 1}")
         return documents[arguments.record].token_ids
-    text = sys.stdin.read() if arguments.ids == "-" else read_text(Path(arguments.ids))
+    return parsed(sys.stdin.read() if arguments.ids == "-" else read_text(Path(arguments.ids)), arguments.ids)
+
+
+def read_prompt(arguments: argparse.Namespace, vocoder: TokenVocoder | FullSizeVocoder) -> dict[str, SpokenTokens]:
+    """The voice prompt as an argument of the vocoder's; empty if none is asked for."""
+    audio, ids = arguments.prompt_audio, arguments.prompt_ids
+    if audio is None and ids is None:
+        return {}
+    if audio is None or ids is None:
+        raise ValueError("--prompt-audio and --prompt-ids need each other: a recording, and the ids of the same one")
+    if not isinstance(vocoder, FullSizeVocoder):
+        raise ValueError(
+            f"{arguments.vocoder}: the miniature vocoder takes no voice prompt; one with flow/ and hift/ may"
+        )
+    waveform = load_waveform(audio, vocoder.sample_rate_hz)
+    token_ids = parsed(read_text(ids), str(ids))
+    try:
+        return {"prompt": vocoder.prompt(waveform, token_ids)}
+    except ValueError as error:
+        raise ValueError(f"{audio} with {ids}: {error}") from None
+
+
+def parsed(text: str, name: str) -> np.ndarray:
+    """The ids in a text."""
     words = re.split(r"[\s,]+", text.strip())
     wrong = [word for word in words if not re.fullmatch(r"-?\d{1,18}", word)]
     if wrong:
-        raise ValueError(f"{arguments.ids}: {wrong[0]!r} is not a token id")
+        raise ValueError(f"{name}: {wrong[0]!r} is not a token id")
     return np.array(words, dtype=np.int64)
 
 

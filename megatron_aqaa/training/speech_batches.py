@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from megatron_aqaa.training.voice_corpus import VoiceSelection
 from megatron_aqaa.vocabulary import GROUP_DURATION_S, GROUP_SIZE, Vocabulary
 from megatron_aqaa.vocoder.cosyvoice.flow_loss import FlowBatch
 from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, TokenBatch
-from megatron_aqaa.vocoder.cosyvoice.token_ids import flow_tokens
+from megatron_aqaa.vocoder.cosyvoice.spoken_tokens import SpokenTokens, SpokenTokensMaker
 
 NUM_CACHED = 256  # recordings kept in memory: about 200 MB of 10 s each
 
@@ -106,19 +105,6 @@ class SoundCrops:
         return load_waveform(path, self.mel.sample_rate_hz)
 
 
-@dataclass(frozen=True)
-class SpokenTokens:
-    """A recording's tokens and mel.
-
-    Attributes:
-        tokens: [S] flat ids, or [S, 2] pairs of codes.
-        mel: [F, M], F = `FlowConfig.num_frames(S)`.
-    """
-
-    tokens: Tensor
-    mel: Tensor
-
-
 class TokenizedRecordings:
     """Number → whole recordings of like length, padded, with their tokens.
 
@@ -136,11 +122,10 @@ class TokenizedRecordings:
     def __init__(
         self, selection: VoiceSelection, tokens: Path, vocabulary: Vocabulary, model: FlowConfig, batching: Batching
     ) -> None:
-        self.documents, self.vocabulary, self.model = Documents(tokens), vocabulary, model
+        self.documents, self.spoken = Documents(tokens), SpokenTokensMaker(vocabulary, model)
         self.recordings = [recording for recording in chosen(selection) if self._length(recording)]
         if not self.recordings:
             raise ValueError(f"{tokens}: no tokens for the recordings of {selection.manifest}; tokenize it again")
-        self.log_mel = MelSpectrogram(model.mel)
         durations_s = np.array([self._length(r) / GROUP_SIZE * GROUP_DURATION_S for r in self.recordings])
         self.plan = BatchPlan(durations_s, batching)
         self.starts = [0]  # numbers of the first batch of each epoch so far
@@ -157,19 +142,11 @@ class TokenizedRecordings:
         """One recording."""
         recording = self.recordings[index]
         token_ids = self.documents[recording.line].token_ids
-        tokens = flow_tokens(token_ids, self.vocabulary, self.model.token_form)
-        rate_hz, hop_length = self.model.mel.sample_rate_hz, self.model.mel.hop_length
-        waveform = load_waveform(recording.audio, rate_hz)
-        duration_s = len(token_ids) / GROUP_SIZE * GROUP_DURATION_S
-        missing = round(duration_s * rate_hz) - len(waveform)
-        if abs(missing) > GROUP_DURATION_S * rate_hz:
-            raise ValueError(
-                f"{recording.audio}: {len(waveform) / rate_hz:.2f} s, but its {len(token_ids)} tokens last "
-                f"{duration_s:.2f} s; tokenize the manifest again"
-            )
-        frames = self.model.num_frames(len(tokens))
-        padded = functional.pad(waveform, (0, max(0, missing + hop_length)))
-        return SpokenTokens(tokens, self.log_mel(padded[None])[0, :, :frames].T)
+        waveform = load_waveform(recording.audio, self.spoken.config.mel.sample_rate_hz)
+        try:
+            return self.spoken(waveform, token_ids)
+        except ValueError as error:
+            raise ValueError(f"{recording.audio}: {error}; tokenize the manifest again") from None
 
     def _padded(self, spoken: Sequence[SpokenTokens]) -> FlowBatch:
         lengths = torch.tensor([len(one.tokens) for one in spoken])

@@ -16,6 +16,7 @@ import yaml
 
 from megatron_aqaa.config import load_config
 from megatron_aqaa.data.audio_tokens import TokenizeConfig, tokenize_manifest
+from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.network_file import load_network
 from megatron_aqaa.training.full_size_vocoder import FlowTrainConfig, HiftTrainConfig
 from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch
@@ -126,6 +127,32 @@ def test_vocode_speaks_with_both(
     assert soundfile.info(tmp_path / "a.wav").samplerate == 22050
     assert call(*words, "--stream", tool="vocode") == 2
     assert "this vocoder speaks whole utterances" in capsys.readouterr().err
+
+
+def test_vocode_speaks_with_a_voice_prompt(
+    run: Path, call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("flow", "hift"):
+        assert call(name, run / f"{name}.yaml") == 0  # trained by now: read
+    recording = json.loads((run / "speech" / "manifest.jsonl").read_text().splitlines()[3])
+    audio, ids = run / "speech" / recording["audio"], tmp_path / "ids.txt"
+    ids.write_text(" ".join(map(str, Documents(run / "tokens" / "audio")[3].token_ids)))
+    words = (run, "--tokens", run / "tokens" / "audio", "--record", 2, "--steps", 1)
+    prompt = ("--prompt-audio", audio, "--prompt-ids", ids)
+    for name, more in (("plain", ()), ("prompted", prompt)):
+        assert call(*words, "-o", tmp_path / f"{name}.wav", *more, tool="vocode") == 0
+    plain, prompted = (soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("plain", "prompted"))
+    assert plain.shape == prompted.shape and (plain != prompted).any()
+
+    (tmp_path / "short.txt").write_text(" ".join(ids.read_text().split()[:5]))
+    for more, message in (
+        (prompt[:2], "need each other"),
+        (prompt[2:], "need each other"),
+        ((*prompt[:3], tmp_path / "short.txt"), "but its 5 tokens last 0.12 s"),
+        ((*prompt[:3], tmp_path / "none.txt"), "none.txt: cannot be read as text"),
+    ):
+        assert call(*words, "-o", tmp_path / "c.wav", *more, tool="vocode") == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_run_in_two_parts_is_the_run_in_one(run: Path, call: Callable[..., int], tmp_path: Path) -> None:

@@ -150,6 +150,10 @@ def test_mistakes_are_explained(
         (("vocode", run, "--ids", "-", "-o", "a.wav"), "acoustic/model.pt: no such file"),
         (("vocode", trained, "--ids", tmp_path / "ids.txt", "-o", "a.wav"), "'hello' is not a token id"),
         (("vocode", trained, "--tokens", run / "tokens" / "audio", "--record", 99, "-o", "a.wav"), "no record 99"),
+        (
+            ("vocode", trained, "--ids", "-", "-o", "a.wav", "--prompt-audio", "b.wav", "--prompt-ids", "b.txt"),
+            "the miniature vocoder takes no voice prompt",
+        ),
     ):
         assert call(*words) == 2
         assert message in capsys.readouterr().err

@@ -74,13 +74,13 @@ def test_pitch_of_a_hum() -> None:
 
 def test_tokenized_recordings_come_whole_and_aligned(folder: Path) -> None:
     source = recordings(folder)
-    documents, vocabulary = Documents(folder / "tokens" / "audio"), source.vocabulary
+    documents, vocabulary = Documents(folder / "tokens" / "audio"), source.spoken.vocabulary
     for index, recording in enumerate(source.recordings):
         spoken = source.one(index)
         assert torch.equal(spoken.tokens, flow_tokens(documents[recording.line].token_ids, vocabulary))
         assert len(spoken.mel) == FlowConfig().num_frames(len(spoken.tokens))
         waveform = load_waveform(recording.audio, 22050)
-        frame = source.log_mel(waveform[None, 5 * 256 : 20 * 256])[0, :, 5]  # frame 10, far from both ends
+        frame = source.spoken.log_mel(waveform[None, 5 * 256 : 20 * 256])[0, :, 5]  # frame 10, far from both ends
         torch.testing.assert_close(spoken.mel[10], frame)
 
 

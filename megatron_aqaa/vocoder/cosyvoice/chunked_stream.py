@@ -3,13 +3,14 @@
 A drawing ends where the groups that have arrived end, so a chunk and its lookahead are drawn together. The lookahead is
 there for the waveform generator, which hears a few frames ahead; it is the beginning of what is spoken next. With a
 context as long as the utterance the mel is that of the whole utterance under the same mask; with a shorter one the flow
-model has forgotten what lies before it.
+model has forgotten what lies before it. A voice prompt is never forgotten: every drawing begins with it.
 """
 
 from __future__ import annotations
 
 import torch
 
+from megatron_aqaa.vocoder.cosyvoice.spoken_tokens import SpokenTokens
 from megatron_aqaa.vocoder.cosyvoice.streaming_voice import StreamingVoice
 from megatron_aqaa.vocoder.frames import VoiceFrames
 from megatron_aqaa.vocoder.streaming import SpeechStream, StreamConfig
@@ -20,8 +21,11 @@ class ChunkedStream(SpeechStream):
 
     voice: StreamingVoice
 
-    def __init__(self, voice: StreamingVoice, seed: int, config: StreamConfig) -> None:
+    def __init__(
+        self, voice: StreamingVoice, seed: int, config: StreamConfig, prompt: SpokenTokens | None = None
+    ) -> None:
         super().__init__(voice, seed, config)
+        self.prompt = prompt
         self.ends: list[int] = []  # groups before which the drawings so far ended
 
     def _frames(self, first: int, last: int) -> VoiceFrames:
@@ -37,7 +41,7 @@ class ChunkedStream(SpeechStream):
         """[1, F, M]: mel of these groups in the chunks they came in."""
         edges = tuple(end - first for end in self.ends if end > first)
         self.ends.append(last)
-        return self.voice.mel(self._codes(first, last), self.seed, first, edges)
+        return self.voice.mel(self._codes(first, last), self.seed, first, edges, self.prompt)
 
     def _kept(self, frames: VoiceFrames, start: int, stop: int) -> VoiceFrames:
         """The lookahead too."""

@@ -19,8 +19,9 @@ from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel
 from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
 from megatron_aqaa.vocoder.cosyvoice.hift import HiftConfig, HiftGenerator
 from megatron_aqaa.vocoder.cosyvoice.hift_layers import fold_weight_norm
+from megatron_aqaa.vocoder.cosyvoice.spoken_tokens import SpokenTokens, SpokenTokensMaker
 from megatron_aqaa.vocoder.cosyvoice.streaming_voice import StreamingVoice, can_stream
-from megatron_aqaa.vocoder.cosyvoice.token_ids import flow_tokens
+from megatron_aqaa.vocoder.cosyvoice.token_ids import POSITIONS_PER_GROUP, flow_tokens
 from megatron_aqaa.vocoder.excitation import START
 from megatron_aqaa.vocoder.frames import FRAMES_PER_GROUP
 from megatron_aqaa.vocoder.group_repair import OnFault, Piece, refuse, repaired_groups
@@ -86,35 +87,60 @@ class FullSizeVocoder:
         """Rate of the waveforms."""
         return self.generator.config.mel.sample_rate_hz
 
+    def prompt(self, waveform: Tensor, token_ids: npt.ArrayLike) -> SpokenTokens:
+        """A recording as a voice prompt.
+
+        Args:
+            waveform: [N] float32 at `sample_rate_hz`.
+            token_ids: [5 G] merged ids of the same recording, G ≥ 1.
+
+        Raises:
+            ValueError: the network was trained without prompts, an id breaks the group structure, there is none, or
+                the lengths differ by more than a group.
+        """
+        if not self.flow_model.config.voice_prompt:
+            raise ValueError("this flow model was trained without voice prompts (model.voice_prompt is false)")
+        if not np.size(token_ids):
+            raise ValueError("a voice prompt needs one group of tokens or more")
+        return SpokenTokensMaker(self.vocabulary, self.flow_model.config)(waveform, token_ids)
+
     @torch.inference_mode()
-    def synthesize(self, token_ids: npt.ArrayLike, seed: int = 0, on_fault: OnFault = refuse) -> Tensor:
+    def synthesize(
+        self,
+        token_ids: npt.ArrayLike,
+        seed: int = 0,
+        on_fault: OnFault = refuse,
+        prompt: SpokenTokens | None = None,
+    ) -> Tensor:
         """Speak whole groups.
 
         Args:
             token_ids: [5 G] merged ids in groups `[L L S S S]`.
             seed: decides the noise.
             on_fault: told of each fault that is repaired; by default the first one is an error.
+            prompt: voice to speak with, of `prompt`; it is not spoken itself.
 
         Returns:
             [N] float32 on the CPU, 120 ms for each group; at 22.05 kHz the last 20 ms or so, which fill no frame, are
             silent.
 
         Raises:
-            ValueError: an id breaks the group structure; names its position.
+            ValueError: an id breaks the group structure, with its position; a prompt that does not fit the network.
         """
         groups = list(repaired_groups([np.asarray(token_ids)], self.vocabulary, on_fault))
         if not groups:
             return torch.zeros(0)
         token_ids = list(itertools.chain(*groups))
         if self.voice:  # as one chunk of a stream
-            frames = self.voice.frames(self.voice.codes(token_ids), seed)
+            frames = self.voice.frames(self.voice.codes(token_ids), seed, prompt=prompt)
             return self.voice.generator(frames, self.voice.breath(range(len(groups)), seed), START)[0].cpu()
-        mel = self._mel(token_ids, seed)
+        mel = self._mel(token_ids, seed, prompt)
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # of the generator's own noise
             waveform = self.generator(mel).waveform[0].float().cpu()
+        waveform = waveform[self._left_over(prompt) :]
         length = round(len(groups) * GROUP_DURATION_S * self.sample_rate_hz)
-        return functional.pad(waveform, (0, length - len(waveform)))
+        return functional.pad(waveform, (0, length - len(waveform)))  # or cut: a prompt's left-over may fill a frame
 
     def stream(
         self,
@@ -122,8 +148,11 @@ class FullSizeVocoder:
         seed: int = 0,
         config: StreamConfig | None = None,
         on_fault: OnFault = refuse,
+        prompt: SpokenTokens | None = None,
     ) -> Iterator[Tensor]:
         """Speak while ids arrive; see `streaming`, and `TokenVocoder.stream` for the arguments.
+
+        The prompt is as in `synthesize`; it is encoded with every chunk, which costs its length each time.
 
         Yields:
             Waveforms [N] float32 that, joined, last exactly 120 ms for each whole group.
@@ -137,12 +166,21 @@ class FullSizeVocoder:
                 f"(examples/vocoder/flow_24khz.yaml); this vocoder speaks whole utterances"
             )
         groups = repaired_groups(token_ids, self.vocabulary, on_fault)
-        return ChunkedStream(self.voice, seed, config or StreamConfig()).run(groups)
+        return ChunkedStream(self.voice, seed, config or StreamConfig(), prompt).run(groups)
 
-    def _mel(self, token_ids: list[int], seed: int) -> Tensor:
-        """[1, F, M]."""
+    def _mel(self, token_ids: list[int], seed: int, prompt: SpokenTokens | None = None) -> Tensor:
+        """[1, F, M], without the prompt's frames."""
         config, device = self.flow_model.config, self.generator.window.device
         tokens = flow_tokens(token_ids, self.vocabulary, config.token_form)[None].to(device)
         source = torch.Generator().manual_seed(seed)
-        noise = torch.randn(1, config.num_frames(tokens.shape[1]), config.mel.num_mels, generator=source).to(device)
-        return self.sampling.draw(self.flow_model, tokens, noise)
+        num_tokens = tokens.shape[1] + (len(prompt.tokens) if prompt else 0)
+        noise = torch.randn(1, config.num_frames(num_tokens), config.mel.num_mels, generator=source).to(device)
+        return self.sampling.draw(self.flow_model, tokens, noise, prompt=prompt)
+
+    def _left_over(self, prompt: SpokenTokens | None) -> int:
+        """Samples of the prompt behind its last whole frame: at 22.05 kHz up to 23 ms."""
+        if prompt is None:
+            return 0
+        config = self.flow_model.config
+        duration_s = len(prompt.tokens) / POSITIONS_PER_GROUP[config.token_form] * GROUP_DURATION_S
+        return round(duration_s * self.sample_rate_hz) - len(prompt.mel) * config.mel.hop_length

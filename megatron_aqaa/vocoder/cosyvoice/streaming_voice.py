@@ -6,6 +6,8 @@ spoken one by one join into one voice.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from megatron_aqaa.vocoder.acoustic import GroupCodes
 from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel
 from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
 from megatron_aqaa.vocoder.cosyvoice.hift import HiftGenerator
+from megatron_aqaa.vocoder.cosyvoice.spoken_tokens import SpokenTokens
 from megatron_aqaa.vocoder.cosyvoice.token_ids import POSITIONS_PER_GROUP, group_codes, in_columns
 from megatron_aqaa.vocoder.excitation import PhaseAnchor, pulse_phase
 from megatron_aqaa.vocoder.frames import FRAMES_PER_GROUP, PITCH_REFERENCE_HZ, VoiceFrames, hold_unvoiced
@@ -84,16 +87,38 @@ class StreamingVoice:
         device = self.generator.hift.window.device
         return GroupCodes(*(part[None].to(device) for part in group_codes(token_ids, self.vocabulary)))
 
-    def frames(self, codes: GroupCodes, seed: int, first_group: int = 0) -> VoiceFrames:
+    def frames(
+        self, codes: GroupCodes, seed: int, first_group: int = 0, prompt: SpokenTokens | None = None
+    ) -> VoiceFrames:
         """Frames of codes that begin with group `first_group` of the utterance, drawn in one chunk."""
-        return self.heard(self.mel(codes, seed, first_group))
+        return self.heard(self.mel(codes, seed, first_group, prompt=prompt))
 
-    def mel(self, codes: GroupCodes, seed: int, first_group: int = 0, edges: tuple[int, ...] = ()) -> Tensor:
-        """[1, F, M] of codes that begin with group `first_group`, in chunks that begin at groups `edges` of these."""
-        groups = range(first_group, first_group + codes.linguistic.shape[1])
+    def mel(
+        self,
+        codes: GroupCodes,
+        seed: int,
+        first_group: int = 0,
+        edges: tuple[int, ...] = (),
+        prompt: SpokenTokens | None = None,
+    ) -> Tensor:
+        """Mel of codes.
+
+        Args:
+            codes: they begin with group `first_group` of the utterance.
+            seed: of the noise.
+            first_group: see `codes`.
+            edges: groups of `codes` at which chunks begin.
+            prompt: voice to speak with; its groups have the numbers before 0.
+
+        Returns:
+            [1, F, M], without the prompt's frames.
+        """
+        positions = POSITIONS_PER_GROUP["columns"]
+        before = len(prompt.tokens) // positions if prompt else 0
+        groups = [*range(-before, 0), *range(first_group, first_group + codes.linguistic.shape[1])]
         noise = self._noise(2 * seed, groups, FRAMES_PER_GROUP, self.flow_model.config.mel.num_mels)
-        positions = tuple(POSITIONS_PER_GROUP["columns"] * edge for edge in edges)
-        return self.sampling.draw(self.flow_model, in_columns(*codes), noise, positions)
+        starts = tuple(positions * edge for edge in edges)
+        return self.sampling.draw(self.flow_model, in_columns(*codes), noise, starts, prompt)
 
     def heard(self, mel: Tensor) -> VoiceFrames:
         """Mel [1, F, M] with the pitch that the generator takes it to have."""
@@ -106,7 +131,7 @@ class StreamingVoice:
         """Noise of the source, [1, N, 1 + num_harmonics]."""
         return self._noise(2 * seed + 1, groups, self.samples_per_group, self.generator.config.num_harmonics + 1)
 
-    def _noise(self, seed: int, groups: range, rows: int, columns: int) -> Tensor:
+    def _noise(self, seed: int, groups: Iterable[int], rows: int, columns: int) -> Tensor:
         """Standard normal values for each group, by its number alone, joined: [1, rows · groups, columns]."""
         parts = []
         for group in groups:

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from megatron_aqaa.network_file import save_network
-from megatron_aqaa.vocoder.cosyvoice.flow_model import WIDE_MEL
+from megatron_aqaa.vocoder.cosyvoice.flow_model import WIDE_MEL, TokenBatch
 from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
 from megatron_aqaa.vocoder.cosyvoice.full_size_vocoder import FullSizeVocoder
+from megatron_aqaa.vocoder.cosyvoice.spoken_tokens import SpokenTokens
+from megatron_aqaa.vocoder.cosyvoice.token_ids import flow_tokens
 from tests.vocoder.cosyvoice.tiny_flow import CONFIG, MEL, tiny_flow
 from tests.vocoder.cosyvoice.tiny_hift import tiny_hift
 from tests.vocoder.tiny_vocoder import VOCABULARY, random_ids
@@ -56,6 +58,51 @@ def test_faults_are_repaired_and_reported_or_refused() -> None:
     with pytest.raises(ValueError, match="position 10"):
         vocoder().synthesize(broken)
     assert vocoder().synthesize([]).shape == (0,)
+
+
+def voice_of(speaker: FullSizeVocoder, groups: int = 4) -> SpokenTokens:
+    """A prompt of noise, with ids that nobody spoke."""
+    waveform = torch.randn(round(groups * 0.12 * 22050), generator=torch.Generator().manual_seed(3)) * 0.1
+    return speaker.prompt(waveform, random_ids(groups, seed=9))
+
+
+@pytest.mark.parametrize("form", ["flat", "columns"])
+def test_a_voice_prompt_is_heard_by_the_flow_model_and_not_spoken(form: str) -> None:
+    speaker = vocoder(token_form=form, chunk_tokens=(15,))
+    ids, prompt, model = random_ids(3), voice_of(speaker), speaker.flow_model
+    whole = flow_tokens([*random_ids(4, seed=9), *ids], VOCABULARY, form)
+    frames, before = model.config.num_frames(len(whole)), len(prompt.mel)
+    assert before == model.config.num_frames(len(prompt.tokens))
+    noise = torch.randn(1, frames, 80, generator=torch.Generator().manual_seed(5))
+    told = torch.cat((prompt.mel, torch.zeros(frames - before, 80)))[None]
+    mel = model.sample(TokenBatch(whole[None]), noise, 2, prompt=told)
+    assert torch.equal(speaker._mel(ids.tolist(), 5, prompt), mel[:, before:])
+
+    spoken = speaker.synthesize(ids, 5, prompt=prompt)
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(5)
+        alone = speaker.generator(mel[:, before:]).waveform[0]
+    left_over = round(4 * 0.12 * 22050) - before * 256  # the prompt's last samples, which fill no two frames
+    assert 0 <= left_over < 512 and spoken.shape == (round(3 * 0.12 * 22050),)
+    heard = alone[left_over:][: len(spoken)]
+    assert torch.equal(spoken[: len(heard)], heard) and not spoken[len(heard) :].any()
+    assert not torch.equal(spoken, speaker.synthesize(ids, 5))
+
+
+def test_a_voice_prompt_that_does_not_fit() -> None:
+    speaker = vocoder()
+    with pytest.raises(ValueError, match="2.00 s, but its 10 tokens last 0.24 s"):
+        speaker.prompt(torch.zeros(44100), random_ids(2))
+    with pytest.raises(ValueError, match="needs one group of tokens or more"):
+        speaker.prompt(torch.zeros(100), [])
+    prompt = voice_of(speaker)
+    with pytest.raises(ValueError, match=r"20 tokens and mel \[39, 80\]; needed are whole groups and mel \[40, 80\]"):
+        speaker.synthesize(random_ids(2), prompt=replace(prompt, mel=prompt.mel[1:]))
+    deaf = vocoder(voice_prompt=False)
+    with pytest.raises(ValueError, match="trained without voice prompts"):
+        voice_of(deaf)
+    with pytest.raises(ValueError, match="takes no voice prompt"):
+        deaf.synthesize(random_ids(2), prompt=prompt)
 
 
 def test_round_trip(tmp_path: Path) -> None:

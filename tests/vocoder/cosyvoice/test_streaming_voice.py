@@ -10,10 +10,13 @@ import torch
 
 from megatron_aqaa.audio.mel import MelConfig
 from megatron_aqaa.vocoder.cosyvoice.chunked_stream import ChunkedStream
+from megatron_aqaa.vocoder.cosyvoice.flow_model import TokenBatch
 from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
 from megatron_aqaa.vocoder.cosyvoice.full_size_vocoder import FullSizeVocoder
 from megatron_aqaa.vocoder.cosyvoice.hift import HiftGenerator
+from megatron_aqaa.vocoder.cosyvoice.spoken_tokens import SpokenTokens
 from megatron_aqaa.vocoder.cosyvoice.streaming_voice import PhasedGenerator, can_stream
+from megatron_aqaa.vocoder.cosyvoice.token_ids import in_columns
 from megatron_aqaa.vocoder.excitation import START, PhaseAnchor, pulse_phase
 from megatron_aqaa.vocoder.frames import VoiceFrames
 from megatron_aqaa.vocoder.streaming import StreamConfig
@@ -49,13 +52,15 @@ def test_one_chunk_is_the_whole() -> None:
     assert torch.equal(chunks[0], whole)
 
 
-def streamed(speaker: FullSizeVocoder, ids: np.ndarray, config: StreamConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def streamed(
+    speaker: FullSizeVocoder, ids: np.ndarray, config: StreamConfig, prompt: SpokenTokens | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A stream, and the whole utterance under the stream's chunk mask."""
     voice, count = speaker.voice, len(ids) // 5
-    stream = ChunkedStream(voice, 3, config)
+    stream = ChunkedStream(voice, 3, config, prompt)
     spoken = torch.cat(list(stream.run(map(tuple, ids.reshape(-1, 5).tolist()))))
     with torch.inference_mode():
-        mel = voice.mel(voice.codes(ids), 3, 0, tuple(stream.ends[:-1]))
+        mel = voice.mel(voice.codes(ids), 3, 0, tuple(stream.ends[:-1]), prompt)
         return spoken, voice.generator(voice.heard(mel), voice.breath(range(count), 3), START)[0]
 
 
@@ -68,6 +73,47 @@ def test_a_stream_is_the_whole_under_the_same_chunk_mask() -> None:
     assert (speaker.synthesize(ids, 3) - same_mask).norm() > 1e-3 * same_mask.norm()
     forgetful, _ = streamed(speaker, ids, replace(config, context_groups=2))
     assert (forgetful - same_mask).norm() > 1e-3 * same_mask.norm()
+
+
+def voice_of(speaker: FullSizeVocoder) -> SpokenTokens:
+    """A prompt of three groups."""
+    waveform = torch.randn(3 * GROUP, generator=torch.Generator().manual_seed(3)) * 0.1
+    return speaker.prompt(waveform, random_ids(3, seed=9))
+
+
+def test_a_voice_prompt_is_before_the_utterance() -> None:
+    speaker, ids = vocoder(), random_ids(6)
+    voice, prompt = speaker.voice, voice_of(speaker)
+    noise = torch.cat((voice._noise(6, range(-3, 0), 6, 80), voice._noise(6, range(6), 6, 80)), dim=1)
+    told = torch.cat((prompt.mel, torch.zeros(36, 80)))[None]
+    codes = voice.codes([*random_ids(3, seed=9), *ids])
+    whole = speaker.flow_model.sample(TokenBatch(in_columns(*codes)), noise, 1, prompt=told)
+    with torch.inference_mode():
+        frames = voice.heard(whole[:, 18:])
+        expected = voice.generator(frames, voice.breath(range(6), 3), START)[0]
+    spoken = speaker.synthesize(ids, 3, prompt=prompt)
+    assert torch.equal(spoken, expected)
+    assert not torch.equal(spoken, speaker.synthesize(ids, 3))
+    assert torch.equal(*speaker.stream(ids.tolist(), 3, StreamConfig(chunk_groups=(50,)), prompt=prompt), spoken)
+
+
+def test_a_stream_with_a_voice_prompt_is_the_whole_with_it() -> None:
+    speaker, ids = vocoder(), random_ids(16)
+    config = StreamConfig(chunk_groups=(2, 3, 4), context_groups=16, lookahead_groups=2)
+    spoken, same_mask = streamed(speaker, ids, config, voice_of(speaker))
+    without, _ = streamed(speaker, ids, config)
+    assert (spoken - same_mask).norm() < 1e-5 * same_mask.norm()
+    assert (without - same_mask).norm() > 1e-3 * same_mask.norm()
+
+
+def test_every_chunk_hears_the_voice_prompt() -> None:
+    speaker, sizes = vocoder(), []
+    hook = speaker.flow_model.encoder.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1] // 3))
+    chunks = StreamConfig((2, 4), context_groups=3, lookahead_groups=1)
+    spoken = list(speaker.stream(random_ids(10).tolist(), 3, chunks, prompt=voice_of(speaker)))
+    hook.remove()
+    assert sizes == [3 + size for size in (3, 2 + 1 + 4, 3 + 4)]
+    assert sum(map(len, spoken)) == 10 * GROUP
 
 
 def test_a_frame_is_drawn_once() -> None:
