@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from megatron_aqaa.data.audio_loading.batch_plan import Batching, BatchPlan, Ind
 from megatron_aqaa.data.audio_loading.effects import Effects
 from megatron_aqaa.data.audio_loading.features import Features
 from megatron_aqaa.data.audio_loading.records import AudioRecord, AudioSource, Reject, read_index
-from megatron_aqaa.whole_file import write_whole
+from megatron_aqaa.data.audio_loading.rejects import Rejects
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,8 @@ class AudioLoader(ABC):
     def __init__(self, config: AudioLoaderConfig) -> None:
         self.config = config
         self.records, found = read_index(config.source)
-        self.rejects: dict[str, str] = {}
-        self._reject(found)
+        self.rejects = Rejects()
+        self.rejects.note(found)
         durations_s = np.array([record.duration_s for record in self.records])
         self.plan = BatchPlan(durations_s, config.batching, config.world_size)
         self.epoch, self.step = 0, 0
@@ -147,7 +146,7 @@ class AudioLoader(ABC):
         own = self.plan.epoch(self.epoch)[self.config.rank :: self.config.world_size]
         for loaded in self.load(self.epoch, own[self.step :]):
             self.step += 1
-            self._reject(loaded.rejects)
+            self.rejects.note(loaded.rejects)
             if loaded.features is not None and loaded.lengths is not None:
                 records = tuple(self.records[i] for i in loaded.indices)
                 yield AudioBatch(loaded.features, loaded.lengths, records)
@@ -179,20 +178,11 @@ class AudioLoader(ABC):
         if differing:
             raise ValueError(f"the state of the audio loader is of other settings: {'; '.join(differing)}")
         self.epoch, self.step = state["epoch"], state["step"]
-        self.rejects = {**self.rejects, **state["rejects"]}
+        self.rejects.update(state["rejects"])
 
     def write_rejects(self, path: str | Path) -> None:
         """Write what was set aside so far as JSON Lines `{"audio", "reason"}`."""
-        lines = (json.dumps({"audio": audio, "reason": reason}) + "\n" for audio, reason in self.rejects.items())
-        write_whole(Path(path), "".join(lines))
-
-    def _reject(self, rejects: list[Reject]) -> None:
-        before = len(self.rejects)
-        for audio, reason in rejects:
-            self.rejects.setdefault(audio, reason)
-        now = len(self.rejects)
-        if now.bit_length() > before.bit_length():  # the first, second, fourth …: no flood when a disk is gone
-            warnings.warn(f"{now} recording(s) set aside so far, the last: {rejects[-1].reason}", stacklevel=3)
+        self.rejects.write(path)
 
     def _settings(self) -> dict[str, Any]:
         """All that changes what batches hold, as plain data."""

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from megatron_aqaa.training.adversarial_state import AdversarialFitConfig
 from megatron_aqaa.training.ahead import Ahead
 from megatron_aqaa.training.fit import FitConfig, fit
 from megatron_aqaa.training.hift_steps import hift_adversary
+from megatron_aqaa.training.recording_reader import RecordingReader, write_rejects
 from megatron_aqaa.training.sound_board import NUM_SHOWN, SoundBoard, open_board
 from megatron_aqaa.training.speech_batches import SoundCrops, TokenizedRecordings
 from megatron_aqaa.training.voice_corpus import VoiceSelection
@@ -123,9 +124,10 @@ def train_hift(config: HiftTrainConfig) -> Report:
         return hift_report(generator, held_out, config.num_held_out, board, step)
 
     judges = Discriminators(config.discriminators)
-    with contextlib.closing(Ahead(crops)) as batches:
-        fit_adversarially(model, judges, batches, adversary, config.fit, config.output, "HiFT", validation)
-    return _finish(model, config, hift_report(model, held_out, config.num_held_out), board)
+    with _rejects_named(config, crops.reader, held_out.reader):
+        with contextlib.closing(Ahead(crops)) as batches:
+            fit_adversarially(model, judges, batches, adversary, config.fit, config.output, "HiFT", validation)
+        return _finish(model, config, hift_report(model, held_out, config.num_held_out), board)
 
 
 def train_flow(config: FlowTrainConfig) -> Report:
@@ -146,11 +148,12 @@ def train_flow(config: FlowTrainConfig) -> Report:
     def validation(model: FlowModel, step: int) -> Report:
         return flow_report(model, held_out, config.num_held_out, config.steps, board, step)
 
-    with contextlib.closing(Ahead(recordings)) as batches:
-        fit(model, batches, flow_losses, config.fit, config.output, "flow model", validation)
-    if platform.Replicas.join().is_first:
-        vocabulary.save(config.output / "vocabulary.yaml")
-    return _finish(model, config, flow_report(model, held_out, config.num_held_out, config.steps), board)
+    with _rejects_named(config, recordings.reader, held_out.reader):
+        with contextlib.closing(Ahead(recordings)) as batches:
+            fit(model, batches, flow_losses, config.fit, config.output, "flow model", validation)
+        if platform.Replicas.join().is_first:
+            vocabulary.save(config.output / "vocabulary.yaml")
+        return _finish(model, config, flow_report(model, held_out, config.num_held_out, config.steps), board)
 
 
 @torch.no_grad()
@@ -159,8 +162,7 @@ def hift_report(
 ) -> Report:
     """Errors of sound made from natural mel: log-mel L1, and F0 in Hz where voiced; means over recordings."""
     log_mel, rows = MelSpectrogram(model.config.mel), []
-    for index in range(min(limit, len(corpus.recordings))):
-        natural = corpus.whole(index)
+    for index, natural in enumerate(corpus.wholes(limit)):
         spoken = model(natural.mel.to(model.window.device))
         waveform, f0_hz = spoken.waveform.cpu(), spoken.f0_hz.cpu()
         generated = log_mel(waveform).transpose(1, 2)
@@ -189,8 +191,7 @@ def flow_report(
     """Errors of mel drawn from tokens, always with the same noise: L1, and the ratio of drawn to natural variance."""
     source, rows = torch.Generator().manual_seed(0), []
     device = model.encoder_proj.weight.device
-    for index in range(min(limit, len(corpus.recordings))):
-        spoken = corpus.one(index)
+    for index, spoken in enumerate(corpus.first(limit)):
         noise = torch.randn(1, *spoken.mel.shape, generator=source).to(device)
         drawn = model.sample(TokenBatch(spoken.tokens[None].to(device)), noise, steps)[0].cpu()
         error, ratio = (drawn - spoken.mel).abs().mean(), drawn.var() / spoken.mel.var()
@@ -215,6 +216,15 @@ def _check_vocabulary(config: FlowTrainConfig, vocabulary: Vocabulary) -> None:
 
 def _held_out(config: HiftTrainConfig | FlowTrainConfig) -> VoiceSelection:
     return dataclasses.replace(config.speech, split=config.held_out)
+
+
+@contextlib.contextmanager
+def _rejects_named(config: HiftTrainConfig | FlowTrainConfig, *readers: RecordingReader) -> Iterator[None]:
+    """However the run ends, what it set aside is written to its output."""
+    try:
+        yield
+    finally:
+        write_rejects(config.output, *readers)
 
 
 def _mean(rows: Iterable[Mapping[str, float]]) -> Report:

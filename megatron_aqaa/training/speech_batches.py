@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from megatron_aqaa.audio.io import load_waveform
 from megatron_aqaa.audio.mel import MelConfig, MelSpectrogram
 from megatron_aqaa.audio.pitch import PitchConfig, estimate_pitch
 from megatron_aqaa.data.audio_loading.batch_plan import Batching, BatchPlan
 from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.data.manifest import Recording, read_recordings, select
+from megatron_aqaa.training.recording_reader import RecordingReader, usable
 from megatron_aqaa.training.voice_corpus import VoiceSelection
 from megatron_aqaa.vocabulary import GROUP_DURATION_S, GROUP_SIZE, Vocabulary
 from megatron_aqaa.vocoder.cosyvoice.flow_loss import FlowBatch
@@ -61,6 +61,8 @@ class SoundAnalysis:
 class SoundCrops:
     """Number → crops of recordings drawn at random, each at a random place; short ones are followed by silence.
 
+    In place of a recording that is unusable another one is drawn.
+
     Args:
         selection: which recordings.
         mel: of the vocoder.
@@ -80,33 +82,39 @@ class SoundCrops:
                 f"crop_length = {crop_length}: must be a multiple of the mel's hop_length {mel.hop_length} and hold "
                 f"its window of {mel.n_fft}"
             )
-        self.recordings = chosen(selection)
+        self.reader = RecordingReader(selection.manifest, chosen(selection), mel.sample_rate_hz)
         self.analysis, self.mel = SoundAnalysis(mel), mel
         self.batch_size, self.crop_length, self.seed = batch_size, crop_length, seed
-        self.waveform = lru_cache(NUM_CACHED)(self._waveform)
+        self.waveform = lru_cache(NUM_CACHED)(self.reader)
 
     def __call__(self, number: int) -> SoundBatch:
         """The batch of a number."""
         random = np.random.default_rng((self.seed, number))
         return self.analysis(torch.stack([self._crop(random) for _ in range(self.batch_size)]))
 
-    def whole(self, index: int) -> SoundBatch:
-        """One recording, up to its last whole frame."""
-        waveform = self.waveform(self.recordings[index].audio)
+    def wholes(self, limit: int) -> Iterator[SoundBatch]:
+        """The first `limit` usable recordings, each up to its last whole frame."""
+        return usable(self._whole, len(self.reader), limit)
+
+    def _whole(self, index: int) -> SoundBatch | None:
+        waveform = self.waveform(index)
+        if waveform is None:
+            return None
         return self.analysis(waveform[None, : len(waveform) // self.mel.hop_length * self.mel.hop_length])
 
     def _crop(self, random: np.random.Generator) -> Tensor:
-        waveform = self.waveform(self.recordings[int(random.integers(len(self.recordings)))].audio)
+        waveform = None
+        while waveform is None:
+            waveform = self.waveform(int(random.integers(len(self.reader))))
         start = int(random.integers(max(1, len(waveform) - self.crop_length + 1)))
         crop = waveform[start : start + self.crop_length]
         return functional.pad(crop, (0, self.crop_length - len(crop)))
 
-    def _waveform(self, path: Path) -> Tensor:
-        return load_waveform(path, self.mel.sample_rate_hz)
-
 
 class TokenizedRecordings:
     """Number → whole recordings of like length, padded, with their tokens.
+
+    A recording that is unusable is missing from its batch. A batch of nothing else is that of the next number.
 
     Args:
         selection: which recordings.
@@ -126,23 +134,41 @@ class TokenizedRecordings:
         self.recordings = [recording for recording in chosen(selection) if self._length(recording)]
         if not self.recordings:
             raise ValueError(f"{tokens}: no tokens for the recordings of {selection.manifest}; tokenize it again")
+        self.reader = RecordingReader(selection.manifest, self.recordings, model.mel.sample_rate_hz)
         durations_s = np.array([self._length(r) / GROUP_SIZE * GROUP_DURATION_S for r in self.recordings])
         self.plan = BatchPlan(durations_s, batching)
         self.starts = [0]  # numbers of the first batch of each epoch so far
 
     def __call__(self, number: int) -> FlowBatch:
         """The batch of a number; epoch follows epoch."""
+        while True:  # the reader ends it when nothing is left
+            spoken = [one for one in map(self.one, self._indices(number)) if one is not None]
+            if spoken:
+                return self._padded(spoken)
+            number += 1
+
+    def first(self, limit: int) -> Iterator[SpokenTokens]:
+        """The first `limit` usable recordings."""
+        return usable(self.one, len(self.reader), limit)
+
+    def _indices(self, number: int) -> list[int]:
+        """Recordings of the batch of a number."""
         while number >= self.starts[-1]:
             self.starts.append(self.starts[-1] + len(self.plan.epoch(len(self.starts) - 1)))
         epoch = bisect_right(self.starts, number) - 1
-        batch = self.plan.epoch(epoch)[number - self.starts[epoch]]
-        return self._padded([self.one(int(index)) for index in batch])
+        return [int(index) for index in self.plan.epoch(epoch)[number - self.starts[epoch]]]
 
-    def one(self, index: int) -> SpokenTokens:
-        """One recording."""
+    def one(self, index: int) -> SpokenTokens | None:
+        """One recording; None if it is unusable.
+
+        Raises:
+            ValueError: its tokens are not as long, or no recording is left.
+        """
+        waveform = self.reader(index)
+        if waveform is None:
+            return None
         recording = self.recordings[index]
         token_ids = self.documents[recording.line].token_ids
-        waveform = load_waveform(recording.audio, self.spoken.config.mel.sample_rate_hz)
         try:
             return self.spoken(waveform, token_ids)
         except ValueError as error:

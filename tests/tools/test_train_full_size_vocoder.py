@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,32 @@ def test_a_run_in_two_parts_is_the_run_in_one(run: Path, call: Callable[..., int
             assert call(name, run / f"{name}.yaml", *flat, *words) == 0
         parts = load_network(model, config, tmp_path / name / "model.pt", "this test").state_dict()
         assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items())
+
+
+def test_unusable_recordings_are_set_aside_and_named(run: Path, call: Callable[..., int], tmp_path: Path) -> None:
+    """One that is learned from and one that is held out; a run in two parts is still the run in one."""
+    shutil.copytree(run / "speech", tmp_path / "speech")
+    manifest = tmp_path / "speech" / "manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    bad = {
+        str(tmp_path / "speech" / next(r["audio"] for r in lines if (r["role"], r["split"]) == ("user", split)))
+        for split in ("train", "unseen_voice")
+    }
+    for audio in bad:
+        Path(audio).write_text("no recording")
+    more = ("tensorboard=false", f"speech.manifest={manifest}")
+    for name, exact in (("flow", "fit.decay_ratio=0"), ("hift", "batch_size=8")):
+        weights = []
+        for output, steps in (("whole", (6,)), ("parts", (3, 6))):
+            for count in steps:
+                words = (exact, f"fit.steps={count}", f"output={tmp_path / output / name}")
+                with pytest.warns(UserWarning, match="set aside so far, the last: .*not readable"):
+                    assert call(name, run / f"{name}.yaml", *more, *words) == 0
+            rejects = (tmp_path / output / name / "rejects-0.jsonl").read_text().splitlines()
+            assert {json.loads(line)["audio"] for line in rejects} == bad
+            network, config = {"flow": (FlowModel, FlowConfig), "hift": (HiftGenerator, HiftConfig)}[name]
+            weights.append(load_network(network, config, tmp_path / output / name / "model.pt", "x").state_dict())
+        assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
 
 
 def test_released_weights_are_where_training_begins(

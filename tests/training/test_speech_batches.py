@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +126,77 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
         SoundCrops(selection(folder, "nowhere"), WIDE_MEL, 2, 5120)
     with pytest.raises(ValueError, match="crop_length = 5000"):
         SoundCrops(selection(folder), WIDE_MEL, 2, 5000)
-    source = recordings(folder)
-    longer = tmp_path / "longer.wav"
-    soundfile.write(longer, np.zeros(16000 * 3), 16000)
-    source.recordings = [type(r)(**(vars(r) | {"audio": longer})) for r in source.recordings]
-    with pytest.raises(ValueError, match=r"longer.wav: 3.00 s, but its 20 tokens last 0.48 s; tokenize"):
-        source.one(0)
+    own = copied(folder, tmp_path)
+    longer = chosen(selection(own))[0]
+    soundfile.write(longer.audio, np.zeros(16000 * 3), 16000)
+    lines = [json.loads(line) for line in (own / "speech" / "manifest.jsonl").read_text().splitlines()]
+    lines[longer.line]["duration_s"] = 3.0
+    (own / "speech" / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=r"wav: 3.00 s, but its 20 tokens last 0.48 s; tokenize"):
+        recordings(own).one(0)
+
+
+def copied(folder: Path, target: Path) -> Path:
+    """A corpus to damage."""
+    return Path(shutil.copytree(folder, target / "own"))
+
+
+def test_an_unusable_recording_is_missing_from_its_batch(folder: Path, tmp_path: Path) -> None:
+    """On every process alike: whoever reads a batch sees the same, whatever was read before."""
+    own = copied(folder, tmp_path)
+    bad = chosen(selection(own))[:2]
+    bad[0].audio.write_text("no recording")
+    soundfile.write(bad[1].audio, np.zeros(16000 * 9), 16000)  # longer than the manifest says
+    whole, damaged = recordings(folder), recordings(own)
+    numbers = range(len(whole.plan.epoch(0)) + len(whole.plan.epoch(1)))
+    with pytest.warns(UserWarning, match="set aside so far"):
+        batches = [damaged(number) for number in numbers]
+    for number, batch in zip(numbers, batches, strict=True):
+        left = [index for index in whole._indices(number) if index > 1]
+        assert not left or torch.equal(batch.mel, whole._padded([whole.one(index) for index in left]).mel)
+    assert any(0 in whole._indices(n) and len(whole._indices(n)) > 1 for n in numbers)  # neighbours were there to keep
+    assert damaged.reader.rejects.keys() == {str(recording.audio) for recording in bad}
+    assert "its record says" in damaged.reader.rejects[str(bad[1].audio)]
+    for share in (0, 1):
+        alone = recordings(own)
+        with pytest.warns(UserWarning, match="set aside"):
+            assert all(torch.equal(alone(number).mel, batches[number].mel) for number in numbers[share::2])
+    with pytest.warns(UserWarning, match="set aside"):
+        first = list(recordings(own).first(3))
+    assert torch.equal(first[0].mel, whole.one(2).mel) and len(first) == 3
+
+
+def test_a_batch_of_nothing_usable_is_the_next_one(folder: Path, tmp_path: Path) -> None:
+    own = copied(folder, tmp_path)
+    chosen(selection(own))[3].audio.unlink()
+    damaged = recordings(own, max_batch_s=0.97)  # the longest has a batch of its own
+    number = next(n for n in range(99) if damaged._indices(n) == [3])
+    with pytest.warns(UserWarning, match="set aside"):
+        batch = damaged(number)
+    assert torch.equal(batch.mel, damaged(number + 1).mel)
+
+
+def test_a_crop_is_of_another_recording_where_one_is_unusable(folder: Path, tmp_path: Path) -> None:
+    own = copied(folder, tmp_path)
+    bad = chosen(selection(own))[1].audio
+    bad.write_text("no recording")
+    crops, again = (SoundCrops(selection(own), WIDE_MEL, 8, 5120) for _ in range(2))
+    with pytest.warns(UserWarning, match="set aside"):
+        batches = [crops(number).waveform for number in range(4)]
+    assert crops.reader.rejects.keys() == {str(bad)}
+    with pytest.warns(UserWarning, match="set aside"):
+        assert torch.equal(again(3).waveform, batches[3])  # another share, or a resumed run
+    with pytest.warns(UserWarning, match="set aside"):
+        heard = list(SoundCrops(selection(own), WIDE_MEL, 1, 5120).wholes(2))
+    third = SoundCrops(selection(folder), WIDE_MEL, 1, 5120)._whole(2)
+    assert torch.equal(heard[1].waveform, third.waveform)
+
+
+def test_nothing_usable_ends_it(folder: Path, tmp_path: Path) -> None:
+    own = copied(folder, tmp_path)
+    for recording in chosen(selection(own)):
+        recording.audio.unlink()
+    for batch_at in (SoundCrops(selection(own), WIDE_MEL, 2, 5120), recordings(own)):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"manifest.jsonl: all \d+ recordings are unusable; the first: .*wav"):
+                batch_at(0)
