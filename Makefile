@@ -46,7 +46,7 @@ format: $(READY) ## rewrite the sources as `make lint` wants them
 	$(BIN)/clang-format -i $(CPP)
 
 bench: $(READY) ## every benchmark, side by side with its peers; JSON in benchmarks/results/
-	for script in ops training_step vocoder loop_overhead async_save packing dpo_step merge convert audio_loading tokenizing; do $(BIN)/python benchmarks/$$script.py; done
+	for script in ops training_step vocoder streaming loop_overhead async_save packing dpo_step merge convert audio_loading tokenizing vocoder_forms; do $(BIN)/python benchmarks/$$script.py; done
 
 gpu: ## on a machine with a GPU: build, test and measure (PART=build|test|ops|model|large, default all five)
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tools/gpu_check.py $(PART) --wheels $(WHEELS)

@@ -1,7 +1,8 @@
 """What makes the mel spectrum best: a flow, a regression, or a flow of what the regression leaves out, on some seeds.
 
-    python benchmarks/vocoder_forms.py --run runs/demo --generator runs/demo/voice/generator --judge runs/demo/judge
+    python benchmarks/vocoder_forms.py --run runs/demo
 
+after `make demo` and the first commands of docs/vocoder.md, which train the generator and the judge.
 Each form is trained on the same tokens for the same number of steps (the acoustic part of
 `examples/tiny_cpu/vocoder.yaml`), speaks recordings of voices that no training heard with the same generator, and is
 judged on words in any order and on phones (`examples/tiny_cpu/judge.yaml`) beside the originals. A flow draws at the
@@ -12,6 +13,7 @@ the run: the same command goes on.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -46,6 +48,11 @@ MADE_BY = "tools/train_vocoder.py"
 def main() -> None:
     """Train, judge, print and save."""
     arguments = parse()
+    for needed in (arguments.generator / "model.pt", arguments.judge / "linguistic.pt"):
+        if not needed.exists():
+            sys.exit(
+                f"vocoder_forms: {needed} is missing: docs/vocoder.md says how it is trained; nothing was measured"
+            )
     test = Test(arguments)
     rows = []
     for form in get_args(Form):
@@ -62,14 +69,17 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="with speech/, tokens/ and tokenizer/")
-    parser.add_argument("--generator", type=Path, required=True, help="folder of a trained generator")
-    parser.add_argument("--judge", type=Path, required=True, help="folder of a trained phone recogniser")
+    parser.add_argument("--generator", type=Path, help="folder of a trained generator (default: RUN/voice/generator)")
+    parser.add_argument("--judge", type=Path, help="folder of a trained phone recogniser (default: RUN/judge)")
     parser.add_argument("--steps", type=int, default=2000, help="of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", default="unseen_voice", help="recordings that are spoken")
     parser.add_argument("--limit", type=int, default=300, help="at most so many, spread evenly")
     parser.add_argument("-o", "--output", type=Path, help="JSON (default: benchmarks/results)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.generator = arguments.generator or arguments.run / "voice" / "generator"
+    arguments.judge = arguments.judge or arguments.run / "judge"
+    return arguments
 
 
 class Test:

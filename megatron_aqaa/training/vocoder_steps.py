@@ -41,7 +41,7 @@ def mel_l1(log_mel: MelSpectrogram, generated: torch.Tensor, natural: torch.Tens
 
 
 def acoustic_losses(model: AcousticModel, batch: VoiceBatch) -> Losses:
-    """L1 of mean mel and pitch, cross-entropy of voicing, and flow matching on what the mean leaves of the mel.
+    """L1 of mean mel and pitch, cross-entropy of voicing, and flow matching.
 
     A flow or a regression that stands alone (`AcousticConfig.form`) leaves out the other's part.
     """
@@ -51,8 +51,7 @@ def acoustic_losses(model: AcousticModel, batch: VoiceBatch) -> Losses:
     form, none = model.config.form, target.new_zeros(())
     mel_loss = none if form == "flow" else (prediction.mel - target).abs().mean()
     pitch_loss, voicing_loss = _pitch_losses(prediction, batch.frames)
-    left = (target - model.prior(prediction).detach()) * model.flow_scale
-    flow_loss = none if form == "regression" else flow_matching_loss(model, left, prediction.condition)
+    flow_loss = none if form == "regression" else flow_matching_loss(model, target, prediction.condition)
     total = mel_loss + pitch_loss + 0.2 * voicing_loss + flow_loss
     return {"loss": total, "mel": mel_loss, "pitch": pitch_loss, "voicing": voicing_loss, "flow": flow_loss}
 

@@ -1,8 +1,9 @@
 """Acoustic model: audio codes → mel, pitch and voicing.
 
-A regression gives the mean mel spectrum, the pitch and the voicing; flow matching adds what the mean leaves out. Speech
-that is nearly a function of its tokens, as a synthetic voice is, is served best by the mean alone (a rough sketch: word
-error .102 against .148 of flow matching from noise), so the flow learns the residual and not the whole.
+A trunk of convolutions gives the mean mel spectrum, the pitch and the voicing by regression, and its channels tell a
+flow what to draw: the regression is a prior that teaches the trunk, as the encoder's is in Matcha-TTS (arXiv 2309.03199
+§2). A flow of what the mean leaves out was no better than the mean on many voices (word error .159 and .160, 3 seeds),
+since little of that can be foreseen: docs/vocoder.md.
 """
 
 from __future__ import annotations
@@ -32,10 +33,9 @@ class AcousticConfig:
         num_condition_blocks: blocks from codes to mean mel; each sees 4 frames (80 ms) to both sides.
         num_flow_blocks: blocks of the flow's network.
         num_heads: heads of the attention that follows every fourth flow block, from the second on.
-        residual_scale: brings the residual, in deviations of the mel, near the unit scale of the noise.
         condition_dropout: share of the training examples whose flow does not see the codes.
-        form: what makes the mel spectrum: `both`, regression and a flow of what it leaves out; or one of them alone, to
-            compare (`benchmarks/vocoder_forms.py`).
+        form: what is trained: `both`, a flow and the regression as its prior; or one of them alone, to compare
+            (`benchmarks/vocoder_forms.py`).
     """
 
     num_mels: int = 80
@@ -45,7 +45,6 @@ class AcousticConfig:
     num_condition_blocks: int = 4
     num_flow_blocks: int = 5
     num_heads: int = 4
-    residual_scale: float = 2.0
     condition_dropout: float = 0.2
     form: Literal["both", "flow", "regression"] = "both"
 
@@ -125,15 +124,6 @@ class AcousticModel(nn.Module):
         mel, octaves, voiced = self.regression(hidden).split((self.config.num_mels, 1, 1), dim=-1)
         return AcousticPrediction(hidden, mel, octaves[..., 0], voiced[..., 0])
 
-    def prior(self, prediction: AcousticPrediction) -> torch.Tensor:
-        """What the flow's outcome is added to, [B, F, M]: the mean, or zeros of a flow that stands alone."""
-        return torch.zeros_like(prediction.mel) if self.config.form == "flow" else prediction.mel
-
-    @property
-    def flow_scale(self) -> float:
-        """Brings what the flow learns near the unit scale of the noise."""
-        return 1.0 if self.config.form == "flow" else self.config.residual_scale
-
     def normalize(self, mel: torch.Tensor) -> torch.Tensor:
         """Mel [..., M] in deviations from the mean of the training speech."""
         return (mel - self.mel_mean) / self.mel_deviation
@@ -148,18 +138,16 @@ class AcousticModel(nn.Module):
             sampling: how.
         """
         prediction = self.predict(codes)
-        prior = self.prior(prediction)
-        mel = prior.to(noise.dtype)
+        mel = prediction.mel.to(noise.dtype)
         if sampling.steps and self.config.form != "regression":
             field = self.field(prediction.condition, sampling.guidance)
             with torch.autocast(noise.device.type, torch.bfloat16, enabled=sampling.bf16):
-                residual = flow.euler(field, sampling.temperature * noise, sampling.steps)
-            mel = mel + residual / self.flow_scale
+                mel = flow.euler(field, sampling.temperature * noise, sampling.steps)
         voiced = (prediction.voiced_logit > 0).to(noise.dtype)
         return VoiceFrames(mel * self.mel_deviation + self.mel_mean, prediction.octaves.to(noise.dtype), voiced)
 
     def field(self, condition: torch.Tensor, guidance: float) -> flow.Field:
-        """What the flow of a residual follows, given `condition [B, F, H]`; guidance 0 is the conditional model."""
+        """What the flow follows, given `condition [B, F, H]`; guidance 0 is the conditional model."""
 
         def conditional(y: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             return self.velocity_net(y, time, condition)
@@ -211,7 +199,7 @@ class CodeEmbedding(nn.Module):
 
 
 class VelocityNet(nn.Module):
-    """The flow's field: noisy residual, time and condition → velocity."""
+    """The flow's field: noisy mel, time and condition → velocity."""
 
     def __init__(self, config: AcousticConfig) -> None:
         super().__init__()
@@ -230,7 +218,7 @@ class VelocityNet(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, y: torch.Tensor, time: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Noisy residual `y [B, F, M]`, `time [B]`, `condition [B, F, H]` (zeros: none) → velocity [B, F, M]."""
+        """Noisy mel `y [B, F, M]`, `time [B]`, `condition [B, F, H]` (zeros: none) → velocity [B, F, M]."""
         step = self.time(_time_features(time))
         x = self.input(torch.cat((y, condition), dim=-1))
         for block in self.blocks:

@@ -65,8 +65,8 @@ def test_guidance_zero_is_the_conditional_model():
     model, codes, noise = tiny_acoustic(), random_codes(1, 3), torch.randn(1, 18, 80)
     with torch.inference_mode():
         prediction = model.predict(codes)
-        residual = flow.euler(lambda y, t: model.velocity_net(y, t, prediction.condition), noise, 4)
-    by_hand = model.mel_mean + model.mel_deviation * (prediction.mel + residual / model.config.residual_scale)
+        mel = flow.euler(lambda y, t: model.velocity_net(y, t, prediction.condition), noise, 4)
+    by_hand = model.mel_mean + model.mel_deviation * mel
     sampled = model.sample(codes, noise, SamplingConfig(steps=4, guidance=0.0, temperature=1.0)).mel
     torch.testing.assert_close(sampled, by_hand)
     guided = model.sample(codes, noise, SamplingConfig(steps=4, guidance=0.7, temperature=1.0)).mel
@@ -97,7 +97,7 @@ def test_dropped_condition_reaches_no_code():
 
 
 def test_overfits_one_batch():
-    """The flow learns to draw one residual: its loss falls from above 1 to below .16, and it draws it."""
+    """The flow learns to draw one spectrum: its loss falls from above 1 to below .16, and it draws it."""
     torch.manual_seed(0)
     model = AcousticModel(replace(ACOUSTIC, num_mels=8, hidden_size=32, condition_dropout=0.0))
     codes, data = random_codes(1, 2), torch.randn(1, 12, 8)
