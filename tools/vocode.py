@@ -16,7 +16,6 @@ Exit codes: 0 done, 1 spoken with faults, 2 wrong arguments, files or ids (with 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from pathlib import Path
@@ -24,13 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_aqaa.audio.io import load_waveform, save_waveform
+from megatron_aqaa.audio.io import save_waveform
 from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.vocoder.acoustic import SamplingConfig
 from megatron_aqaa.vocoder.cosyvoice.flow_sampling import FlowSampling
 from megatron_aqaa.vocoder.cosyvoice.full_size_vocoder import FullSizeVocoder
-from megatron_aqaa.vocoder.cosyvoice.spoken_tokens import SpokenTokens
+from megatron_aqaa.vocoder.cosyvoice.prompt_files import read_prompt
 from megatron_aqaa.vocoder.group_repair import GroupFault, refuse
+from megatron_aqaa.vocoder.id_text import read_ids
 from megatron_aqaa.vocoder.token_vocoder import TokenVocoder
 
 
@@ -41,8 +41,8 @@ def main() -> int:
     on_fault = refuse if arguments.strict else faults.append
     try:
         vocoder = load(arguments)
-        prompt = read_prompt(arguments, vocoder)
-        token_ids = read_ids(arguments)
+        prompt = read_prompt(vocoder, arguments.prompt_audio, arguments.prompt_ids)
+        token_ids = ids_of(arguments)
         started_s = time.perf_counter()
         if arguments.stream:
             pieces = vocoder.stream(token_ids.tolist(), arguments.seed, on_fault=on_fault, **prompt)
@@ -98,50 +98,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_ids(arguments: argparse.Namespace) -> np.ndarray:
+def ids_of(arguments: argparse.Namespace) -> np.ndarray:
     """Token ids [5 G] that are to be spoken."""
     if arguments.tokens:
         documents = Documents(arguments.tokens)
         if not 0 <= arguments.record < len(documents):
             raise ValueError(f"{arguments.tokens}: no record {arguments.record}; it holds 0 … {len(documents) - 1}")
         return documents[arguments.record].token_ids
-    return parsed(sys.stdin.read() if arguments.ids == "-" else read_text(Path(arguments.ids)), arguments.ids)
-
-
-def read_prompt(arguments: argparse.Namespace, vocoder: TokenVocoder | FullSizeVocoder) -> dict[str, SpokenTokens]:
-    """The voice prompt as an argument of the vocoder's; empty if none is asked for."""
-    audio, ids = arguments.prompt_audio, arguments.prompt_ids
-    if audio is None and ids is None:
-        return {}
-    if audio is None or ids is None:
-        raise ValueError("--prompt-audio and --prompt-ids need each other: a recording, and the ids of the same one")
-    if not isinstance(vocoder, FullSizeVocoder):
-        raise ValueError(
-            f"{arguments.vocoder}: the miniature vocoder takes no voice prompt; one with flow/ and hift/ may"
-        )
-    waveform = load_waveform(audio, vocoder.sample_rate_hz)
-    token_ids = parsed(read_text(ids), str(ids))
-    try:
-        return {"prompt": vocoder.prompt(waveform, token_ids)}
-    except ValueError as error:
-        raise ValueError(f"{audio} with {ids}: {error}") from None
-
-
-def parsed(text: str, name: str) -> np.ndarray:
-    """The ids in a text."""
-    words = re.split(r"[\s,]+", text.strip())
-    wrong = [word for word in words if not re.fullmatch(r"-?\d{1,18}", word)]
-    if wrong:
-        raise ValueError(f"{name}: {wrong[0]!r} is not a token id")
-    return np.array(words, dtype=np.int64)
-
-
-def read_text(path: Path) -> str:
-    """The file's text."""
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as text: {error}") from None
+    return read_ids(arguments.ids)
 
 
 if __name__ == "__main__":
