@@ -4,6 +4,10 @@ A drawing ends where the groups that have arrived end, so a chunk and its lookah
 there for the waveform generator, which hears a few frames ahead; it is the beginning of what is spoken next. With a
 context as long as the utterance the mel is that of the whole utterance under the same mask; with a shorter one the flow
 model has forgotten what lies before it. A voice prompt is never forgotten: every drawing begins with it.
+
+The encoder keeps nothing either: it runs again over the context, which has a fixed length, so that cost stays linear. At
+the published sizes 24 groups, six of them context, are encoded in 51 ms of one core (40 ms without the context), and ten
+guided steps of the field over them take 4.0 s: a cache of keys and values would save .3 %.
 """
 
 from __future__ import annotations
