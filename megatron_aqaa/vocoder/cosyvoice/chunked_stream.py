@@ -5,9 +5,9 @@ there for the waveform generator, which hears a few frames ahead; it is the begi
 context as long as the utterance the mel is that of the whole utterance under the same mask; with a shorter one the flow
 model has forgotten what lies before it. A voice prompt is never forgotten: every drawing begins with it.
 
-The encoder keeps nothing either: it runs again over the context, whose length is fixed, so that cost stays linear. At the
-published sizes 24 groups, six of them context, are encoded in 51 ms of one core (40 ms without the context), and each of
-the ten guided steps of the field takes .40 s: a cache of keys and values would save .3 %.
+The encoder keeps nothing either: it runs again over the context, whose length is fixed, so that cost stays linear. At
+the published sizes 24 groups, six of them context, are encoded in 51 ms of one core (40 ms without the context), and
+each of the ten guided steps of the field takes .40 s: a cache of keys and values would save .3 %.
 """
 
 from __future__ import annotations
