@@ -19,7 +19,7 @@ from megatron_aqaa.model.config import ModelConfig, to_transformer_config
 from megatron_aqaa.model.embedding import AudioEmbedding
 from megatron_aqaa.model.forward_hooks import wait_for_weights
 from megatron_aqaa.model.layer_spec import transformer_block_spec
-from megatron_aqaa.ops import linear_vocab_parallel_logps, vocab_parallel_cross_entropy
+from megatron_aqaa.ops import linear_vocab_parallel_logps
 from megatron_aqaa.platform import ParallelConfig, device
 from megatron_aqaa.vocabulary import Vocabulary
 
@@ -142,37 +142,25 @@ class AQAAModel(GPTModel):
         )
 
     def _losses(self, hidden_states: Tensor, labels: Tensor, loss_mask: Tensor | None) -> Tensor:
-        """[B, S]. Every tensor-parallel rank has the same loss_mask, so all choose the same positions."""
+        """[B, S], without calling the head.
+
+        The head is a third of the miniature: only positions that carry loss go through it. Every tensor-parallel rank
+        has the same loss_mask, so all choose the same positions.
+        """
         flat_labels = labels.transpose(0, 1).reshape(-1)
         flat_hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
         mask = torch.ones_like(flat_labels) if loss_mask is None else loss_mask.transpose(0, 1).reshape(-1)
-        losses = (self._recomputing_losses if self.recompute_logits else self._chosen_losses)(
-            flat_hidden, flat_labels, mask
+        wait_for_weights(self.output_layer)
+        losses = -linear_vocab_parallel_logps(
+            flat_hidden,
+            self._head_weight(),
+            flat_labels,
+            vocab_size=self.vocabulary.size,
+            group=self.pg_collection.tp,
+            loss_mask=mask,
+            recompute=self.recompute_logits,
         )
         return losses.view(labels.shape[1], labels.shape[0]).transpose(0, 1)
-
-    def _chosen_losses(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        """[n]. The head is a third of the miniature: only positions that carry loss go through it."""
-        chosen = loss_mask.nonzero()[:, 0]
-        losses = vocab_parallel_cross_entropy(
-            self._head(hidden.index_select(0, chosen)),
-            labels[chosen],
-            vocab_size=self.vocabulary.size,
-            group=self.pg_collection.tp,
-        )
-        return losses.new_zeros(labels.shape).index_copy(0, chosen, losses)
-
-    def _recomputing_losses(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        """[n], without calling the head."""
-        wait_for_weights(self.output_layer)
-        return -linear_vocab_parallel_logps(
-            hidden,
-            self._head_weight(),
-            labels,
-            vocab_size=self.vocabulary.size,
-            group=self.pg_collection.tp,
-            loss_mask=loss_mask,
-        )
 
     def _head(self, hidden_states: Tensor) -> Tensor:
         return self.output_layer(hidden_states, weight=self._head_weight(), runtime_gather_output=False)[0]

@@ -45,9 +45,9 @@ class ModelConfig:
             itself, `"delayed"` from earlier steps. By Transformer Engine; configured, never executed.
         recompute: what backward computes again instead of keeping: nothing, the attention core (for back ends that keep
             scores; FlexAttention keeps none), the SwiGLU block, or whole layers.
-        recompute_logits: never hold the logits of a micro-batch but compute them again, block by block, in backward: a
-            fourth product of the output head, a fraction of its memory. For large vocabularies and micro-batches,
-            where the logits set the peak; the miniature is faster without.
+        recompute_logits: keep no probabilities of a micro-batch for backward but compute its logits again, block by
+            block: a fourth product of the output head, a fraction of its memory. For large vocabularies and
+            micro-batches, where the head sets the peak; it is faster without.
     """
 
     num_layers: int
