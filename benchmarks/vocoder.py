@@ -1,7 +1,10 @@
 """Speaking on one core: real-time factors of the miniature vocoder beside its plain forms and Griffin-Lim.
 
     python benchmarks/vocoder.py                        # random weights: a minute
-    python benchmarks/vocoder.py --vocoder runs/demo/vocoder
+    python benchmarks/vocoder.py --vocoder runs/demo/vocoder --tokens runs/demo/tokens/audio
+
+The last line is no time: the log-mel L1 between whole utterances (those of `--tokens`, one after the other) and their
+streams, other draws of the noise, and chunks that are spoken as utterances of their own.
 
 Real-time factor: seconds of work per second of speech. The plain forms have the same weights and give the same result,
 which is checked: depthwise convolutions as Conv1d between transposes, overlap-add through `fold`, and guidance as two
@@ -24,8 +27,9 @@ from side_by_side import Forms, medians, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megatron_aqaa.audio.mel import mel_bands
-from megatron_aqaa.vocabulary import GROUP_DURATION_S, Vocabulary
+from megatron_aqaa.audio.mel import MelSpectrogram, mel_bands
+from megatron_aqaa.data.indexed import Documents
+from megatron_aqaa.vocabulary import GROUP_DURATION_S, GROUP_SIZE, Vocabulary
 from megatron_aqaa.vocoder import flow
 from megatron_aqaa.vocoder.acoustic import AcousticConfig, AcousticModel, SamplingConfig
 from megatron_aqaa.vocoder.frames import FRAMES_PER_GROUP, VoiceFrames
@@ -163,6 +167,31 @@ def first_sound(vocoder: TokenVocoder) -> Forms:
     return {"first sound": lambda: next(vocoder.stream(ids))}
 
 
+def recorded_ids(tokens: Path, groups: int) -> list[int]:
+    """Tokens of the last recordings of a data set, one after the other."""
+    documents, ids = Documents(tokens), []
+    for index in reversed(range(len(documents))):
+        ids += documents[index].token_ids.tolist()
+        if len(ids) >= groups * GROUP_SIZE:
+            return ids[: groups * GROUP_SIZE]
+    raise ValueError(f"{tokens}: fewer than {groups} groups of tokens")
+
+
+def stream_error(vocoder: TokenVocoder, ids: list[int]) -> dict:
+    """How far streams are from the whole."""
+    log_mel, chunk = MelSpectrogram(vocoder.generator.config.mel), StreamConfig().chunk_groups[-1] * GROUP_SIZE
+    apart = [vocoder.synthesize(ids[start : start + chunk]) for start in range(0, len(ids), chunk)]
+    forms = {
+        "stream": torch.cat(list(vocoder.stream(ids))),
+        "other noise": vocoder.synthesize(ids, seed=1),
+        "chunks apart": torch.cat(apart),
+    }
+    whole = log_mel(vocoder.synthesize(ids)[None])
+    errors = {name: float((log_mel(waveform[None]) - whole).abs().mean()) for name, waveform in forms.items()}
+    print(f"{'log-mel L1 to the whole':28s}" + "  ".join(f"{name} {error:.3f}" for name, error in errors.items()))
+    return {"case": "log-mel L1 to the whole", "log_mel_l1": errors}
+
+
 def measure(title: str, forms: Forms, speech_s: float, repeats: int) -> dict:
     """A line, and the record for the JSON."""
     times = medians(forms, repeats)
@@ -175,6 +204,7 @@ def measure(title: str, forms: Forms, speech_s: float, repeats: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocoder", type=Path, help="trained weights instead of random ones")
+    parser.add_argument("--tokens", type=Path, help="prefix of a token data set: what is streamed in the last line")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--output", type=Path, help="JSON; default benchmarks/results/vocoder_cpu.json")
     args = parser.parse_args()
@@ -193,6 +223,7 @@ def main() -> None:
         measure("tokens to speech, 4 steps", {"ours": lambda: vocoder.synthesize(ids)}, speech_s, args.repeats),
         measure("stream", first_sound(vocoder), StreamConfig().chunk_groups[0] * GROUP_DURATION_S, args.repeats),
         measure("stream", stream_forms(vocoder), 60.0, max(3, args.repeats // 5)),
+        stream_error(vocoder, recorded_ids(args.tokens, 500) if args.tokens else random_ids(vocoder.vocabulary, 500)),
     ]
     save("vocoder", args.output, results, threads=1, load_before=load, trained=bool(args.vocoder))
 
