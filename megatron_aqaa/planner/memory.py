@@ -130,12 +130,11 @@ def layer_bytes(plan: Plan) -> int:
 
 
 def logits_bytes(plan: Plan) -> int:
-    """Of the head on the last rank: logits and probabilities of a micro-batch, or one block of them at a time."""
+    """Of the head on the last rank: probabilities of a micro-batch and a block in fp32, or such blocks alone."""
     hidden = plan.tokens * plan.model.hidden_size * BYTES[plan.model.params_dtype]
     logits = plan.tokens * plan.model.rows // plan.layout.tensor_model_parallel_size
-    if plan.model.recompute_logits:
-        return hidden + 4 * plan.tokens * plan.model.hidden_size + 2 * 4 * min(LOGITS_BLOCK, logits)
-    return hidden + 2 * logits * BYTES[plan.model.params_dtype]
+    blocks = 4 * plan.tokens * plan.model.hidden_size + 2 * 4 * min(LOGITS_BLOCK, logits)
+    return hidden + blocks + (0 if plan.model.recompute_logits else logits * BYTES[plan.model.params_dtype])
 
 
 def working_bytes(plan: Plan, has_head: bool) -> int:

@@ -50,10 +50,10 @@ def test_context_parallelism_cuts_all_but_gathered_keys_and_values() -> None:
     assert layer_bytes(small_plan(Layout(context_parallel_size=2))) == layer_bytes(small_plan()) // 2 + gathered // 2
 
 
-def test_logits_are_two_tensors_or_a_block() -> None:
+def test_logits_are_kept_probabilities_and_a_block_or_a_block_alone() -> None:
     plan = small_plan()
-    assert logits_bytes(plan) == 2 * LENGTH * H + 2 * 2 * LENGTH * ROWS
     block = 2 * 4 * LENGTH * ROWS  # fewer than a block holds
+    assert logits_bytes(plan) == 2 * LENGTH * H + 4 * LENGTH * H + block + 2 * LENGTH * ROWS
     assert logits_bytes(with_model(plan, recompute_logits=True)) == 2 * LENGTH * H + 4 * LENGTH * H + block
     wide = with_model(plan, vocab_size=1 << 20, recompute_logits=True)
     assert logits_bytes(wide) == 6 * LENGTH * H + 2 * 4 * (1 << 26)

@@ -109,7 +109,7 @@ def test_rejected_recordings_show_in_the_exit_code(
     manifest.write_text(json.dumps({"audio": str(speech / "wav/0.wav")}) + '\n{"audio": "none.wav"}\n')
     overrides = (f"manifest={manifest}", f"output={tmp_path / 'tokens'}")
     assert run(monkeypatch, "tokenize_audio.py", configs["tokens"], *overrides) == 1
-    assert "1 recordings rejected" in capsys.readouterr().err
+    assert "1 of 2 recordings rejected" in capsys.readouterr().err
     assert "none.wav: no such file" in (tmp_path / "tokens/rejects.jsonl").read_text()
 
 
