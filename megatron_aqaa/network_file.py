@@ -60,4 +60,6 @@ def load_network(network: type[Network], config: type, path: Path, made_by: str)
         raise ValueError(
             f"{path}: not a {network.__name__}: {str(error).splitlines()[0]}; {made_by} makes it"
         ) from None
+    except ValueError as error:
+        raise ValueError(f"{error}; if it is of another version, {made_by} makes it anew") from None
     return model.eval()

@@ -17,6 +17,11 @@ class Config:
     width: int
 
 
+@dataclass(frozen=True)
+class Narrower:
+    height: int = 1
+
+
 class Network(torch.nn.Linear):
     def __init__(self, config: Config, names: list[str]) -> None:
         super().__init__(config.width, len(names))
@@ -47,6 +52,8 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     save_network(Network(Config(3), ["a"]), path, names=["a"])
     with pytest.raises(ValueError, match=r"network.pt: not a Other"):
         load_network(Other, Config, path, "tools/x.py")
+    with pytest.raises(ValueError, match=r"network.pt: unknown key width.*another version, tools/x.py makes it anew"):
+        load_network(Network, Narrower, path, "tools/x.py")
 
 
 def test_a_full_disk_is_told_and_what_was_there_is_kept(tmp_path: Path) -> None:
