@@ -46,7 +46,9 @@ def test_a_spike_that_passes_is_no_divergence() -> None:
 
 
 def test_patience_zero_switches_the_guard_off() -> None:
-    follow(DivergenceGuard(DivergenceConfig(patience=0)), [1.0, *[1e6] * 500])
+    guard = DivergenceGuard(DivergenceConfig(patience=0))
+    follow(guard, [1.0, *[1e6] * 500])
+    assert guard.steps_above == 500  # seen, and not stopped for
 
 
 @pytest.mark.parametrize(("loss", "norm", "what"), [(math.nan, 1.0, "loss nan"), (1.0, math.inf, "gradient norm inf")])
