@@ -48,15 +48,16 @@ def core_milliseconds(call: Callable[[], object]) -> float:
 
 
 def medians(
-    forms: Forms, repeats: int, clock: Callable[[Callable[[], object]], float] = milliseconds
+    forms: Forms, repeats: int, clock: Callable[[Callable[[], object]], float] = milliseconds, warm_up: int = 2
 ) -> dict[str, float]:
     """Milliseconds of each form, by `clock`. Forms take turns in blocks, so that a busy machine slows each alike.
 
     Blocks, because single calls in turn let one form pay for another's memory: the allocator gave back the pages of
-    the dense gradients inside the next call, which cost that one 90 ms.
+    the dense gradients inside the next call, which cost that one 90 ms. The first `warm_up` calls of a block are left
+    out (none of less than five repeats).
     """
     block = min(5, repeats)
-    warm_up = 2 if repeats >= 5 else 0
+    warm_up = warm_up if repeats >= 5 else 0
     samples: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(-(-repeats // block)):
         for name, call in forms.items():
