@@ -92,8 +92,14 @@ class Vocabulary:
         """First token id after both codebooks."""
         return self.semantic_start + self.semantic_size
 
+    @property
+    def audio_range(self) -> dict[str, int]:
+        """Where the two codebooks lie, as `ops.interleave_codes` and `ops.deinterleave_codes` take it."""
+        names = ("linguistic_start", "semantic_start", "audio_stop")
+        return {name: getattr(self, name) for name in names}
+
     def padded_size(self, multiple: int) -> int:
-        """Rows of the embedding table: `size` rounded up to `multiple` (128 × the tensor-parallel size)."""
+        """Rows of the embedding table: `size` rounded up to `multiple`."""
         return -(-self.size // multiple) * multiple
 
     def is_audio(self, token_ids: Any) -> Any:

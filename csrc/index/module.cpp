@@ -33,7 +33,8 @@ Ids to_array(std::vector<int64_t>&& values) {
   return Ids(static_cast<py::ssize_t>(owned->size()), owned->data(), owner);
 }
 
-Ids py_interleave_codes(const Ids& linguistic, const Ids& semantic, int64_t linguistic_start, int64_t semantic_start) {
+Ids py_interleave_codes(const Ids& linguistic, const Ids& semantic, int64_t linguistic_start, int64_t semantic_start,
+                        int64_t audio_stop) {
   check_one_dimensional(linguistic, "linguistic");
   check_one_dimensional(semantic, "semantic");
   const int64_t num_groups = count_groups(linguistic.size(), semantic.size());
@@ -41,11 +42,12 @@ Ids py_interleave_codes(const Ids& linguistic, const Ids& semantic, int64_t ling
   const int64_t *l = linguistic.data(), *s = semantic.data();
   int64_t* o = out.mutable_data();
   const py::gil_scoped_release unlocked;
-  interleave_codes(l, s, num_groups, linguistic_start, semantic_start, o);
+  interleave_codes(l, s, num_groups, {linguistic_start, semantic_start, audio_stop}, o);
   return out;
 }
 
-std::tuple<Ids, Ids> py_deinterleave_codes(const Ids& ids, int64_t linguistic_start, int64_t semantic_start) {
+std::tuple<Ids, Ids> py_deinterleave_codes(const Ids& ids, int64_t linguistic_start, int64_t semantic_start,
+                                           int64_t audio_stop) {
   check_one_dimensional(ids, "ids");
   if (ids.size() % kTokensPerGroup != 0)
     throw std::invalid_argument("length " + std::to_string(ids.size()) +
@@ -57,7 +59,7 @@ std::tuple<Ids, Ids> py_deinterleave_codes(const Ids& ids, int64_t linguistic_st
   int64_t *l = linguistic.mutable_data(), *s = semantic.mutable_data();
   {
     const py::gil_scoped_release unlocked;
-    deinterleave_codes(i, num_groups, linguistic_start, semantic_start, l, s);
+    deinterleave_codes(i, num_groups, {linguistic_start, semantic_start, audio_stop}, l, s);
   }
   return {linguistic, semantic};
 }

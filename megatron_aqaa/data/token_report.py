@@ -52,11 +52,10 @@ def token_report(prefix: Path, manifest: Path, vocabulary: Vocabulary) -> dict[s
     phones = _phone_index(manifest)
     sizes = {"linguistic": vocabulary.linguistic_size, "semantic": vocabulary.semantic_size}
     counts = {name: _Counts(size, FRAMES_PER_CODE[name], phones) for name, size in sizes.items()}
-    starts = {"linguistic_start": vocabulary.linguistic_start, "semantic_start": vocabulary.semantic_start}
     splits, documents = _Splits(), Documents(prefix)
     for number, record in enumerate(_records(manifest)):
         token_ids = documents[number].token_ids
-        codes = deinterleave_codes(token_ids[vocabulary.is_audio(token_ids)], **starts)
+        codes = deinterleave_codes(token_ids[vocabulary.is_audio(token_ids)], **vocabulary.audio_range)
         num_frames = len(codes.semantic) // 3 * FRAMES_PER_GROUP
         splits.add(record, len(codes.semantic) // 3)
         spoken = frame_labels(record["phones"], phones, num_frames) if phones else None

@@ -29,7 +29,12 @@ class PackingPlan(NamedTuple):
 
 
 def interleave_codes(
-    linguistic: npt.ArrayLike, semantic: npt.ArrayLike, *, linguistic_start: int = 0, semantic_start: int = 0
+    linguistic: npt.ArrayLike,
+    semantic: npt.ArrayLike,
+    *,
+    linguistic_start: int = 0,
+    semantic_start: int = 0,
+    audio_stop: int | None = None,
 ) -> Ids:
     """Merges the two code streams into groups `[L L S S S]` (Step-Audio, arXiv 2502.11946 §3.1).
 
@@ -38,19 +43,27 @@ def interleave_codes(
         semantic: codes [NS] from 0.
         linguistic_start: added to every linguistic code, so that the result is token ids.
         semantic_start: added to every semantic code.
+        audio_stop: one past the last semantic id; None: no upper limit. `Vocabulary.audio_range` has all three.
 
     Returns:
         ids [5n], n = min(NL // 2, NS // 3): the tails that fill no group are dropped.
 
     Raises:
-        ValueError: a code is negative, or an input is not a one-dimensional array of integers.
+        ValueError: a code is negative or past its codebook (its place and value are named), or an input is not a
+            one-dimensional array of integers.
     """
     return _index.interleave_codes(
-        _as_ids("linguistic", linguistic), _as_ids("semantic", semantic), linguistic_start, semantic_start
+        _as_ids("linguistic", linguistic),
+        _as_ids("semantic", semantic),
+        linguistic_start,
+        semantic_start,
+        _limit(audio_stop, semantic_start),
     )
 
 
-def deinterleave_codes(ids: npt.ArrayLike, *, linguistic_start: int = 0, semantic_start: int = 0) -> Codes:
+def deinterleave_codes(
+    ids: npt.ArrayLike, *, linguistic_start: int = 0, semantic_start: int = 0, audio_stop: int | None = None
+) -> Codes:
     """Splits whole groups `[L L S S S]` into the two code streams, the inverse of `interleave_codes`.
 
     Args:
@@ -58,11 +71,13 @@ def deinterleave_codes(ids: npt.ArrayLike, *, linguistic_start: int = 0, semanti
         linguistic_start: id of linguistic code 0.
         semantic_start: id of semantic code 0. If it lies above `linguistic_start`, every id is checked against the
             grammar; plain codes (both 0) cannot be.
+        audio_stop: as in `interleave_codes`.
 
     Raises:
         ValueError: the length is not a multiple of 5, or an id breaks the grammar (its position and value are named).
     """
-    return Codes(*_index.deinterleave_codes(_as_ids("ids", ids), linguistic_start, semantic_start))
+    limit = _limit(audio_stop, semantic_start)
+    return Codes(*_index.deinterleave_codes(_as_ids("ids", ids), linguistic_start, semantic_start, limit))
 
 
 def interleave_text_audio(
@@ -120,6 +135,12 @@ def _as_ids(name: str, values: npt.ArrayLike) -> Ids:
     if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"{name} must hold integers, not {array.dtype}")
     return np.ascontiguousarray(array, dtype=np.int64) if array.ndim else array.astype(np.int64)
+
+
+def _limit(audio_stop: int | None, semantic_start: int) -> int:
+    if audio_stop is not None and audio_stop <= semantic_start:
+        raise ValueError(f"audio_stop = {audio_stop} leaves no semantic ids behind semantic_start = {semantic_start}")
+    return -1 if audio_stop is None else audio_stop
 
 
 def _marker(name: str, value: int | None) -> int:

@@ -139,9 +139,7 @@ class ChatTemplate:
         v, audio = self.vocabulary, np.asarray(segment.token_ids, np.int64)
         if not len(audio):
             raise ValueError("an audio segment is empty; leave it out or give it at least one group of five tokens")
-        if not v.is_audio(audio).all():
-            raise ValueError(f"an audio segment holds token id {audio[~v.is_audio(audio)][0]}, which is no audio code")
-        deinterleave_codes(audio, linguistic_start=v.linguistic_start, semantic_start=v.semantic_start)  # whole groups?
+        deinterleave_codes(audio, **v.audio_range)  # for its checks
         return spoken_segment(text, audio, v, self.answer_format)
 
 

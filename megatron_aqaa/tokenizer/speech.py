@@ -111,9 +111,7 @@ class SpeechTokenizer(ABC):
 
     def token_ids(self, codes: Codes) -> npt.NDArray[np.int64]:
         """Merged ids [5g] in groups `[L L S S S]`."""
-        v = self.vocabulary
-        starts = {"linguistic_start": v.linguistic_start, "semantic_start": v.semantic_start}
-        return interleave_codes(codes.linguistic, codes.semantic, **starts)
+        return interleave_codes(codes.linguistic, codes.semantic, **self.vocabulary.audio_range)
 
     def codes(self, token_ids: npt.ArrayLike) -> Codes:
         """The codes in merged ids [5g]; the inverse of `token_ids`.
@@ -121,8 +119,7 @@ class SpeechTokenizer(ABC):
         Raises:
             ValueError: an id breaks the group grammar.
         """
-        v = self.vocabulary
-        return deinterleave_codes(token_ids, linguistic_start=v.linguistic_start, semantic_start=v.semantic_start)
+        return deinterleave_codes(token_ids, **self.vocabulary.audio_range)
 
     @abstractmethod
     def pitch_hz(self, semantic_codes: npt.ArrayLike) -> torch.Tensor:

@@ -186,11 +186,7 @@ def _load_codes(prefix: Path, vocabulary: Vocabulary, lines: Collection[int], le
                 f"{GROUP_SIZE}; tokenize the manifest again"
             )
         parts.append(token_ids)
-    codes = deinterleave_codes(
-        np.concatenate(parts),
-        linguistic_start=vocabulary.linguistic_start,
-        semantic_start=vocabulary.semantic_start,
-    )
+    codes = deinterleave_codes(np.concatenate(parts), **vocabulary.audio_range)
     return GroupCodes(
         torch.from_numpy(codes.linguistic).view(1, -1, LINGUISTIC_PER_GROUP),
         torch.from_numpy(codes.semantic).view(1, -1, SEMANTIC_PER_GROUP),

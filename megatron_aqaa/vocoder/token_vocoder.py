@@ -13,7 +13,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from megatron_aqaa.network_file import load_network
 from megatron_aqaa.ops.index import deinterleave_codes
-from megatron_aqaa.vocabulary import GROUP_SIZE, LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP, Vocabulary
+from megatron_aqaa.vocabulary import LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP, Vocabulary
 from megatron_aqaa.vocoder.acoustic import AcousticConfig, AcousticModel, GroupCodes, SamplingConfig
 from megatron_aqaa.vocoder.frames import FRAMES_PER_GROUP, VoiceFrames
 from megatron_aqaa.vocoder.generator import Generator, GeneratorConfig
@@ -134,15 +134,7 @@ class TokenVocoder:
         Raises:
             ValueError: an id breaks the group structure; names its position.
         """
-        v = self.vocabulary
-        starts = {"linguistic_start": v.linguistic_start, "semantic_start": v.semantic_start}
-        codes = deinterleave_codes(token_ids, **starts)
-        too_large = codes.semantic >= v.semantic_size
-        if too_large.any():
-            group, place = divmod(int(too_large.argmax()), SEMANTIC_PER_GROUP)
-            position = group * GROUP_SIZE + LINGUISTIC_PER_GROUP + place
-            found = codes.semantic[too_large][0] + v.semantic_start
-            raise ValueError(f"id {found} at position {position} is no audio token; they end at {v.audio_stop - 1}")
+        codes = deinterleave_codes(token_ids, **self.vocabulary.audio_range)
         device = self.acoustic.mel_mean.device
         return GroupCodes(
             torch.from_numpy(codes.linguistic).view(1, -1, LINGUISTIC_PER_GROUP).to(device),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from megatron_aqaa import ops
 
 lengths = st.integers(0, 200)
+RANGE = {"linguistic_start": 10, "semantic_start": 20, "audio_stop": 25}
 
 
 def interleave_codes_by_definition(linguistic, semantic):
@@ -144,6 +145,14 @@ def test_integer_types_and_layouts_are_taken_as_they_come():
             lambda: ops.deinterleave_codes([10, 11, 20, 12, 20], linguistic_start=10, semantic_start=20),
             "token 12 at position 3 .* a semantic id is due",
         ),
+        (
+            lambda: ops.deinterleave_codes([10, 11, 20, 24, 25], **RANGE),
+            "token 25 at position 4 .* a semantic id is due there, 20 to 24",
+        ),
+        (lambda: ops.deinterleave_codes([-(2**63), 1, 2, 3, 4]), f"token -{2**63} at position 0 .* from 0"),
+        (lambda: ops.interleave_codes([1, 10], [1, 2, 3], **RANGE), r"linguistic\[1\] = 10 is no code .* end at 9"),
+        (lambda: ops.interleave_codes([1, 2], [5, 2, 3], **RANGE), r"semantic\[0\] = 5 is no code .* end at 4"),
+        (lambda: ops.interleave_codes([], [], semantic_start=20, audio_stop=20), "audio_stop = 20 leaves no semantic"),
         (lambda: ops.interleave_text_audio([1], [2], text_chunk=0), "must be at least 1, not 0 and 15"),
         (lambda: ops.interleave_text_audio([1], [2], audio_start=-3), "audio_start must be a token id or None, not -3"),
         (lambda: ops.packing_plan([3, 11], 10), r"item 1 has length 11: lengths must lie in \[1, 10\]"),
@@ -158,7 +167,7 @@ def test_bad_input_is_named(call, message):
 
 
 def test_the_interpreter_lock_is_released():
-    lengths = np.tile(np.arange(1, 1001), 300)  # some hundred milliseconds
+    lengths = np.random.default_rng(0).integers(1, 1001, 1_000_000)  # 150 ms in one call
     finished = threading.Event()
     thread = threading.Thread(target=lambda: (ops.packing_plan(lengths, 4096), finished.set()))
     thread.start()

@@ -170,8 +170,11 @@ def test_what_cannot_be_encoded_is_told(template: ChatTemplate) -> None:
         ([Turn("human", ("\u200b",)), assistant], r"the text '\\u200b' has no tokens in this text model"),
         ([Turn("human", (AudioSegment([]),)), assistant], "empty"),
         ([Turn("human", (AudioSegment(groups(v, 2).token_ids[:-1]),)), assistant], "multiple of 5"),
-        ([Turn("human", (AudioSegment([v.audio_start] * 5),)), assistant], "no audio code"),
-        ([Turn("human", (AudioSegment([*groups(v, 1).token_ids[:4], v.audio_stop]),)), assistant], "no audio code"),
+        ([Turn("human", (AudioSegment([v.audio_start] * 5),)), assistant], "a linguistic id is due"),
+        (
+            [Turn("human", (AudioSegment([*groups(v, 1).token_ids[:4], v.audio_stop]),)), assistant],
+            "a semantic id is due",
+        ),
     ):
         with pytest.raises(ValueError, match=problem):
             template.encode(turns)

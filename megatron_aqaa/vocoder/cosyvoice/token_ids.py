@@ -63,17 +63,11 @@ def in_columns(linguistic: Tensor, semantic: Tensor) -> Tensor:
 
 def group_codes(token_ids: npt.ArrayLike, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
     """[G, 2] linguistic and [G, 3] semantic codes of merged ids; errors as in `flow_tokens`."""
-    v = vocabulary
-    codes = deinterleave_codes(token_ids, linguistic_start=v.linguistic_start, semantic_start=v.semantic_start)
-    semantic = torch.from_numpy(codes.semantic).view(-1, SEMANTIC_PER_GROUP)
-    too_large = (semantic >= v.semantic_size).nonzero()
-    if len(too_large):
-        group, place = too_large[0].tolist()
-        found, position = int(semantic[group, place]), group * GROUP_SIZE + LINGUISTIC_PER_GROUP + place
-        raise ValueError(
-            f"id {found + v.semantic_start} at position {position} is no audio token; they end at {v.audio_stop - 1}"
-        )
-    return torch.from_numpy(codes.linguistic).view(-1, LINGUISTIC_PER_GROUP), semantic
+    codes = deinterleave_codes(token_ids, **vocabulary.audio_range)
+    return (
+        torch.from_numpy(codes.linguistic).view(-1, LINGUISTIC_PER_GROUP),
+        torch.from_numpy(codes.semantic).view(-1, SEMANTIC_PER_GROUP),
+    )
 
 
 def check_tokens(tokens: Tensor, form: TokenForm, vocab_size: int, linguistic_size: int) -> None:
