@@ -52,7 +52,7 @@ RELIES_ON: dict[Override, tuple[Callable[..., Any], str]] = {
         GPTModel._postprocess,
         "hidden_states labels loss_mask inference_context",
     ),
-    ("AudioEmbedding", "__init__"): (MegatronModule.__init__, "config"),
+    ("AudioEmbedding", "__init__"): (LanguageModelEmbedding.__init__, ""),
     ("AudioEmbedding", "forward"): (LanguageModelEmbedding.forward, "input_ids position_ids"),
     ("SqrtAlibiAttention", "__init__"): (DotProductAttention.__init__, "config softmax_scale pg_collection"),
     ("SqrtAlibiAttention", "forward"): (DotProductAttention.forward, "query key value attention_mask"),

@@ -40,6 +40,8 @@ class ModelConfig:
         untie_embeddings_and_output_weights: output head of its own.
         codebook_type_embedding: add a learned vector for text, linguistic, semantic.
         group_position_embedding: add a learned vector for the place within a group `[L L S S S]`.
+        deterministic_embedding_gradient: rows of a token that occurs more than once are summed in a fixed order. False:
+            in the order in which a GPU comes to them, by atomic additions. On the CPU always in order.
         params_dtype: of weights and activations; gradients and optimizer are fp32. `"fp64"` is for tests.
         fp8: products of the layers in 8-bit floats, with one scale for each tensor: `"tensorwise"` from the tensor
             itself, `"delayed"` from earlier steps. By Transformer Engine; configured, never executed.
@@ -67,6 +69,7 @@ class ModelConfig:
     untie_embeddings_and_output_weights: bool = True
     codebook_type_embedding: bool = False
     group_position_embedding: bool = False
+    deterministic_embedding_gradient: bool = True
     params_dtype: Literal["fp32", "bf16", "fp64"] = "bf16"
     fp8: str | None = None
     recompute: Literal["none", "attention", "mlp", "full"] = "none"

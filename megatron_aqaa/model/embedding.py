@@ -9,7 +9,6 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
-from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -18,23 +17,25 @@ from megatron_aqaa.ops import dual_codebook_embedding
 from megatron_aqaa.vocabulary import GROUP_SIZE, MODALITY_NAMES, Vocabulary
 
 
-class AudioEmbedding(MegatronModule):
-    """One vocabulary-parallel table for text and both codebooks; two small tables can be added to it.
+class AudioEmbedding(LanguageModelEmbedding):
+    """Megatron's embedding on our operator: one vocabulary-parallel table for text and both codebooks.
 
+    Two small tables can be added to it.
     All terms of a token come from the rank that owns its row, so one reduction (one reduce-scatter under sequence
     parallelism) brings them together.
 
     Args:
-        stock: Megatron's embedding. Its `word_embeddings` module is kept: tying and checkpoint keys depend on it.
+        stock: the embedding that `GPTModel` has built, which this one takes over with its table. Built anew, the table
+            would exist twice while a model is made, and tying and checkpoint keys depend on `word_embeddings`.
         model: model configuration.
         vocabulary: id ranges of the codebooks.
     """
 
     def __init__(self, stock: LanguageModelEmbedding, model: ModelConfig, vocabulary: Vocabulary) -> None:
-        super().__init__(config=stock.config)
+        torch.nn.Module.__init__(self)
+        self.__dict__.update(stock.__dict__)
         self.vocabulary = vocabulary
-        self.word_embeddings = stock.word_embeddings
-        self.tp_group = stock.tp_group
+        self.deterministic = model.deterministic_embedding_gradient
         self.codebook_type = self._table(len(MODALITY_NAMES)) if model.codebook_type_embedding else None
         self.group_position = self._table(GROUP_SIZE) if model.group_position_embedding else None
 
@@ -60,6 +61,7 @@ class AudioEmbedding(MegatronModule):
             linguistic_start=v.linguistic_start,
             semantic_start=v.semantic_start,
             audio_stop=v.audio_stop,
+            deterministic=self.deterministic,
         )
         if self.config.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(partial_sum, group=self.tp_group)
