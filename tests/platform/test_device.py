@@ -13,8 +13,9 @@ from megatron_aqaa.platform.device import device_name, peak_memory_bytes
 def test_without_a_gpu() -> None:
     assert device_name() == "cpu"
     before = peak_memory_bytes()
-    np.ones(1 << 27, np.uint8)
-    assert before + (100 << 20) < peak_memory_bytes() < before + (1 << 30) or before > 1 << 30
+    larger = before + (1 << 27)  # earlier tests may have left a peak far above what this process holds
+    np.ones(larger, np.uint8)
+    assert larger <= peak_memory_bytes() < 2 * larger + (1 << 30)
 
 
 @pytest.mark.gpu
