@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from megatron_aqaa import platform
 from megatron_aqaa.model import ModelConfig
@@ -36,6 +37,20 @@ VOCABULARY = Vocabulary.for_text(160)
 BATCH, LENGTH = 8, 256
 HIDDEN, FFN, LAYERS, HEADS, GROUPS = 256, 672, 4, 8, 4
 HEAD = HIDDEN // HEADS
+PARTS = {
+    "embedding": (
+        "megatron_aqaa::dual_codebook_embedding",
+        "GeneratedBackwardFor_megatron_aqaa_dual_codebook_embedding_defaultBackward",
+    ),
+    "attention": ("_Products", "_ProductsBackward"),
+    "output head and loss": ("_LinearVocabParallelLogps", "_LinearVocabParallelLogpsBackward"),
+    "projections": (
+        "LinearWithGradAccumulationAndAsyncCommunication",
+        "LinearWithGradAccumulationAndAsyncCommunicationBackward",
+    ),
+    "norms and SwiGLU": ("_RMSNorm", "_RMSNormBackward", "_SwiGLU", "_SwiGLUBackward"),
+}
+"""Names under which the profiler lists the parts."""
 
 
 def batch() -> dict[str, Tensor]:
@@ -147,6 +162,17 @@ def measure(dtype: str, repeats: int) -> dict[str, float]:
     return {name: BATCH * LENGTH / statistics.median(values) for name, values in seconds.items()}
 
 
+def shares(dtype: str, steps: int = 10) -> dict[str, float]:
+    """How much of a step's time each part takes, forward and backward together, by torch's profiler."""
+    step = our_step(dtype)
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled, record_function("step"):
+        for _ in range(steps):
+            step()
+    spent = {event.key: event.cpu_time_total for event in profiled.key_averages()}
+    return {part: sum(spent[name] for name in names) / spent["step"] for part, names in PARTS.items()}
+
+
 def main() -> None:
     """Measure both precisions, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,13 +182,21 @@ def main() -> None:
     torch.set_num_threads(1)
     platform.initialize(platform.ParallelConfig())
     results = {dtype: measure(dtype, arguments.repeats) for dtype in ("bf16", "fp32")}
+    parts = {dtype: shares(dtype) for dtype in results}
     platform.shutdown()
     for dtype, rates in results.items():
         for name, rate in rates.items():
             ratio = rates["megatron_aqaa"] / rate
             print(f"{dtype}  {name:14s} {rate:7.0f} tokens/s   megatron_aqaa is {ratio:.2f}×")
+    for dtype, by_part in parts.items():
+        print(f"{dtype}  share of a step: " + ", ".join(f"{part} {share:.1%}" for part, share in by_part.items()))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"date": date.today().isoformat(), "torch": torch.__version__, "tokens_per_second": results}
+    record = {
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "tokens_per_second": results,
+        "shares": parts,
+    }
     arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
