@@ -13,8 +13,8 @@ from tests.ops.rounding import assert_rounded_once
 LINGUISTIC, SEMANTIC = 7, 11
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-# Of both tables where terms stand side by side, else of the first. A GPU moves 16 bytes at a time: 12 and 20 columns are
-# whole packets in fp32 and fp64 alone, the others in every dtype; 1032 in bf16 are more than a block has threads.
+# Of both tables where terms stand side by side, else of the first. A GPU moves 16 bytes at a time: 12 and 20 columns
+# are whole packets in fp32 and fp64 alone, the others in every dtype; 1032 in bf16 are more than a block has threads.
 WIDTHS = [(12, 20), (16, 24), (1032, 40), (16, 20)]
 
 
