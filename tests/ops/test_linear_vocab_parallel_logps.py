@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from megatron_aqaa import ops
 from megatron_aqaa.ops import linear_vocab_parallel_logps
-from tests.ops.largest_tensor import LargestTensor
+from tests.ops.made_tensors import MadeTensors
 from tests.ops.test_vocab_parallel_logps import ALLOWED, DEVICES, PADDED, VOCAB_SIZE, allowed_ids, reference
 
 HIDDEN = 6
@@ -176,12 +176,12 @@ def test_logits_are_never_held(group: dist.ProcessGroup) -> None:
     num_tokens, block_rows = 37, 8
     data = case(num_tokens)
     weight = parameter(data.weight)
-    with LargestTensor() as largest:
+    with MadeTensors() as made:
         logps = linear_vocab_parallel_logps(
             data.hidden, weight, data.labels, vocab_size=VOCAB_SIZE, group=group, block_rows=block_rows
         )
         logps.sum().backward()
-    assert 0 < largest.elements <= num_tokens * max(block_rows, HIDDEN)
+    assert 0 < made.largest <= num_tokens * max(block_rows, HIDDEN)
 
 
 def kept_for_backward(group: dist.ProcessGroup, recompute: bool) -> tuple[Tensor, list[weakref.ref[Tensor]]]:
@@ -210,24 +210,26 @@ def test_kept_probabilities_do_not_survive_backward(group: dist.ProcessGroup) ->
     assert all(block() is None for block in kept)
 
 
-def test_nothing_is_kept_that_is_computed_again_or_has_no_gradient(group: dist.ProcessGroup) -> None:
+def test_nothing_is_kept_that_is_computed_again(group: dist.ProcessGroup) -> None:
     assert kept_for_backward(group, recompute=True)[1] == []
+
+
+def most_held(group: dist.ProcessGroup, *, grad_mode: bool, requires_grad: bool) -> int:
+    """Elements of what forward holds at a time, of 37 tokens whose probabilities are to be kept."""
     data = case(37)
-    with torch.no_grad(), LargestTensor() as largest:
+    hidden, weight = (x.detach().requires_grad_(requires_grad) for x in (data.hidden, data.weight))
+    with torch.set_grad_enabled(grad_mode), MadeTensors() as made:
         linear_vocab_parallel_logps(
-            data.hidden, data.weight, data.labels, vocab_size=VOCAB_SIZE, group=group, block_rows=8, recompute=False
+            hidden, weight, data.labels, vocab_size=VOCAB_SIZE, group=group, block_rows=8, recompute=False
         )
-    assert 0 < largest.elements <= 37 * 8
+    return made.most
 
 
-def test_nothing_is_kept_of_frozen_inputs(group: dist.ProcessGroup) -> None:
-    data = case(37)
-    with LargestTensor() as largest:
-        linear_vocab_parallel_logps(
-            data.hidden.detach(), data.weight.detach(), data.labels,
-            vocab_size=VOCAB_SIZE, group=group, block_rows=8, recompute=False,
-        )  # fmt: skip
-    assert 0 < largest.elements <= 37 * 8
+@pytest.mark.parametrize(("grad_mode", "requires_grad"), [(False, True), (True, False)])
+def test_nothing_is_kept_without_gradients(group: dist.ProcessGroup, grad_mode: bool, requires_grad: bool) -> None:
+    differentiated = most_held(group, grad_mode=True, requires_grad=True)
+    four_blocks = 37 * 4 * 8  # those before the last whole one
+    assert most_held(group, grad_mode=grad_mode, requires_grad=requires_grad) <= differentiated - four_blocks
 
 
 def parameter(values: Tensor, main_grad_dtype: torch.dtype = torch.float64) -> nn.Parameter:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron_aqaa.ops import vocab_parallel_cross_entropy, vocab_parallel_logps
 from megatron_aqaa.ops.vocab_parallel_logps import BLOCK_ELEMENTS
-from tests.ops.largest_tensor import LargestTensor
+from tests.ops.made_tensors import MadeTensors
 
 PADDED, VOCAB_SIZE = 48, 41
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -81,9 +81,9 @@ def test_probabilities_are_not_held_without_gradients(
     monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", 4 * PADDED)
     logits = torch.randn(37, PADDED, requires_grad=without != "requires_grad")
     labels = torch.randint(0, VOCAB_SIZE, (37,))
-    with torch.set_grad_enabled(without != "grad mode"), LargestTensor() as largest:
+    with torch.set_grad_enabled(without != "grad mode"), MadeTensors() as made:
         logps = vocab_parallel_logps(logits, labels, vocab_size=VOCAB_SIZE, group=group)
-    assert 0 < largest.elements <= 4 * PADDED
+    assert 0 < made.largest <= 4 * PADDED
     kept = vocab_parallel_logps(logits.detach().requires_grad_(), labels, vocab_size=VOCAB_SIZE, group=group)
     assert torch.equal(logps, kept)
 
