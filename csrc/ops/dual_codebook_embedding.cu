@@ -15,9 +15,9 @@ __device__ void embed_token(const EmbeddingArguments& a, int64_t batch_index, in
   const int64_t token = batch_index * a.length + position;
   const int64_t id = a.token_ids[token];
   const int64_t row = id - a.vocab_start;
-  if (id < 0 || id >= a.vocab_size) return fill_row_with_nan<O, kWidth>(out, a.hidden);
-  if (row < 0 || row >= a.rows) return fill_row<O, kWidth>(out, 0.0f, a.hidden);  // another rank's token
   const int64_t group_position = a.group_position_weight == nullptr ? -1 : a.group_positions[token];
+  if (!is_token_id(a, id) || !is_group_position(group_position)) return fill_row_with_nan<O, kWidth>(out, a.hidden);
+  if (row < 0 || row >= a.rows) return fill_row<O, kWidth>(out, 0.0f, a.hidden);  // another rank's token
   write_row<T, O, kWidth>(out, table_row<T>(a.weight, row, a.hidden),
                           table_row<T>(a.type_weight, modality(a, id), a.hidden),
                           table_row<T>(a.group_position_weight, group_position, a.hidden), a.scale, a.hidden);

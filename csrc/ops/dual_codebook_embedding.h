@@ -34,4 +34,10 @@ MEGATRON_AQAA_HOST_DEVICE inline int64_t modality(const EmbeddingArguments& a, i
   return id < a.semantic_start ? 1 : 2;
 }
 
+MEGATRON_AQAA_HOST_DEVICE inline bool is_token_id(const EmbeddingArguments& a, int64_t id) {
+  return id >= 0 && id < a.vocab_size;
+}
+
+MEGATRON_AQAA_HOST_DEVICE inline bool is_group_position(int64_t g) { return g >= -1 && g < kGroupSize; }
+
 }  // namespace megatron_aqaa

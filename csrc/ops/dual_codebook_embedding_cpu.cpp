@@ -13,7 +13,7 @@ namespace {
 void check_ids(const EmbeddingArguments& a) {
   const int64_t count = a.batch * a.length;
   const int64_t* end = a.token_ids + count;
-  const int64_t* bad = std::find_if(a.token_ids, end, [&](int64_t id) { return id < 0 || id >= a.vocab_size; });
+  const int64_t* bad = std::find_if(a.token_ids, end, [&](int64_t id) { return !is_token_id(a, id); });
   if (bad == end) return;
   const int64_t index = bad - a.token_ids;
   STD_TORCH_CHECK(false, "token id ", *bad, " at batch ", index / a.length, ", position ", index % a.length,
@@ -23,7 +23,7 @@ void check_ids(const EmbeddingArguments& a) {
 void check_group_positions(const EmbeddingArguments& a) {
   if (a.group_position_weight == nullptr) return;
   const int64_t* end = a.group_positions + a.batch * a.length;
-  const int64_t* bad = std::find_if(a.group_positions, end, [](int64_t g) { return g < -1 || g >= kGroupSize; });
+  const int64_t* bad = std::find_if(a.group_positions, end, [](int64_t g) { return !is_group_position(g); });
   if (bad == end) return;
   const int64_t index = bad - a.group_positions;
   STD_TORCH_CHECK(false, "group position ", *bad, " at batch ", index / a.length, ", position ", index % a.length,

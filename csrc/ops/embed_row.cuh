@@ -24,7 +24,7 @@ __device__ void fill_row(O* out, float value, int64_t hidden) {
     reinterpret_cast<Packet<O, kWidth>*>(out)[p] = filled;
 }
 
-// An id that no table holds must not pass for silence.
+// An id or a place that no table holds must not pass for silence.
 template <typename O, int kWidth>
 __device__ void fill_row_with_nan(O* out, int64_t hidden) {
   fill_row<O, kWidth>(out, __int_as_float(0x7fc00000), hidden);

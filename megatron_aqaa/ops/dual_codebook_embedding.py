@@ -63,7 +63,8 @@ def dual_codebook_embedding(
         [S, B, H] in `out_dtype`; sums are taken in fp32 (fp64 for fp64) and rounded once.
 
     Raises:
-        RuntimeError: an id lies outside the vocabulary (CPU, or MEGATRON_AQAA_CHECK_IDS=1), or shapes disagree.
+        RuntimeError: an id lies outside the vocabulary or a group position outside [-1, 5) (CPU, or
+            MEGATRON_AQAA_CHECK_IDS=1; otherwise a GPU gives a row of NaN), or shapes disagree.
         ValueError: a table was given without the ranges that it needs.
     """
     if type_weight is not None or group_position_weight is not None:
@@ -75,7 +76,7 @@ def dual_codebook_embedding(
     if vocab_size is None:
         vocab_size = vocab_start_index + weight.shape[0]
     if library.CHECK_IDS:
-        check_ids(token_ids, vocab_size)
+        check_ids(token_ids, vocab_size, group_positions)
     layout = (vocab_start_index, vocab_size, linguistic_start, semantic_start, audio_stop, scale)
     return torch.ops.megatron_aqaa.dual_codebook_embedding(
         token_ids, weight, type_weight, group_position_weight, group_positions, *layout, out_dtype, deterministic
@@ -101,15 +102,17 @@ def dual_codebook_embedding_reference(
     sum_dtype = torch.promote_types(weight.dtype, torch.float32)
     rows = token_ids - vocab_start_index
     owned = (rows >= 0) & (rows < weight.shape[0])
+    outside = (token_ids < 0) | (token_ids >= vocab_size)
     out = weight[rows.where(owned, 0)].to(sum_dtype)
     if type_weight is not None:
         out = out + type_weight[modality(token_ids, linguistic_start, semantic_start, audio_stop)].to(sum_dtype)
     if group_position_weight is not None:
         assert group_positions is not None
-        terms = group_position_weight[group_positions.clamp_min(0)].to(sum_dtype)
+        outside |= (group_positions < -1) | (group_positions >= GROUP_SIZE)
+        terms = group_position_weight[group_positions.clamp(0, GROUP_SIZE - 1)].to(sum_dtype)
         out = out + terms * (group_positions >= 0)[..., None]
     out = (out * scale).masked_fill(~owned[..., None], 0)
-    out = out.masked_fill(((token_ids < 0) | (token_ids >= vocab_size))[..., None], torch.nan)
+    out = out.masked_fill(outside[..., None], torch.nan)
     return out.to(out_dtype or weight.dtype).transpose(0, 1).contiguous()
 
 
@@ -138,14 +141,23 @@ def modality(token_ids: Tensor, linguistic_start: int, semantic_start: int, audi
     return is_audio.long() + (is_audio & (token_ids >= semantic_start)).long()
 
 
-def check_ids(token_ids: Tensor, vocab_size: int) -> None:
-    """Raises RuntimeError naming the first id outside `[0, vocab_size)`; on a GPU this waits for the device."""
-    outside = ((token_ids < 0) | (token_ids >= vocab_size)).nonzero()
+def check_ids(token_ids: Tensor, vocab_size: int, group_positions: Tensor | None = None) -> None:
+    """Raises RuntimeError naming the first id outside `[0, vocab_size)` or group position outside `[-1, 5)`.
+
+    On a GPU this waits for the device.
+    """
+    _check_inside(token_ids, "token id", 0, vocab_size, "the vocabulary ")
+    if group_positions is not None:
+        _check_inside(group_positions, "group position", -1, GROUP_SIZE)
+
+
+def _check_inside(values: Tensor, name: str, start: int, stop: int, whose: str = "") -> None:
+    outside = ((values < start) | (values >= stop)).nonzero()
     if outside.numel():
         batch, position = outside[0].tolist()
         raise RuntimeError(
-            f"token id {token_ids[batch, position].item()} at batch {batch}, position {position} "
-            f"is outside the vocabulary [0, {vocab_size})"
+            f"{name} {values[batch, position].item()} at batch {batch}, position {position} "
+            f"is outside {whose}[{start}, {stop})"
         )
 
 

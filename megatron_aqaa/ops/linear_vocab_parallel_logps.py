@@ -24,6 +24,7 @@ from megatron_aqaa.ops.vocab_parallel_logps import (
     BLOCK_ELEMENTS,
     check_labels,
     combine_ranks,
+    is_differentiated,
     label_columns,
     local_rows,
     softmax_and_log_sum,
@@ -107,7 +108,7 @@ def _checked_logps(
         for part in local_rows(ids, len(weight), group)
         for start in range(part.start, part.stop, block_rows)
     ]
-    keep = torch.is_grad_enabled() and not recompute
+    keep = not recompute and is_differentiated(hidden, weight)
     return _LinearVocabParallelLogps.apply(hidden, weight, labels - group.rank() * len(weight), blocks, group, keep)
 
 

@@ -11,10 +11,13 @@ def accumulates_in_main_grad(weight: Tensor) -> bool:
 
     Megatron's hook skips a parameter's ordinary gradient once `grad_added_to_main_grad` is set, so this must be the
     weight's only ordinary gradient. With a tied head on the same stage it is not: Megatron marks such a weight
-    `zero_out_wgrad`, and backward returns an ordinary gradient there.
+    `zero_out_wgrad`, and backward returns an ordinary gradient there. So it does for fp64 weights beside an fp32
+    buffer, a pair that no kernel is built for: the hook rounds as it adds.
     """
+    main_grad = getattr(weight, "main_grad", None)
     return (
-        getattr(weight, "main_grad", None) is not None
+        main_grad is not None
+        and main_grad.dtype in (weight.dtype, torch.promote_types(weight.dtype, torch.float32))
         and hasattr(weight, "grad_added_to_main_grad")
         and not getattr(weight, "zero_out_wgrad", False)
     )

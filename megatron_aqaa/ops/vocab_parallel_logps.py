@@ -52,7 +52,8 @@ def vocab_parallel_logps(
     """
     ids = softmax_ids(allowed, vocab_size, logits.shape[1] * group.size())
     check_labels(labels, len(logits), ids)
-    return _VocabParallelLogps.apply(logits, labels, local_rows(ids, logits.shape[1], group), group)
+    rows = local_rows(ids, logits.shape[1], group)
+    return _VocabParallelLogps.apply(logits, labels, rows, group, is_differentiated(logits))
 
 
 def vocab_parallel_cross_entropy(
@@ -64,16 +65,18 @@ def vocab_parallel_cross_entropy(
 
 class _VocabParallelLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, rows: list[slice], group: dist.ProcessGroup) -> Tensor:
-        probabilities = torch.empty_like(logits)  # among this rank's rows
-        for gap in _gaps(rows, logits.shape[1]):
-            probabilities[:, gap] = 0
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, rows: list[slice], group: dist.ProcessGroup, keep: bool
+    ) -> Tensor:
+        probabilities = _empty_but_for_gaps(logits, rows) if keep else None  # among this rank's rows
         dtype = softmax_dtype(logits)
         local_log_sum = logits.new_full((len(logits), 1), -torch.inf, dtype=dtype)
         for tokens in _token_blocks(logits) if rows else ():
             block = torch.cat([logits[tokens, part] for part in rows], 1) if len(rows) > 1 else logits[tokens, rows[0]]
             block = block.to(dtype).clamp(min=torch.finfo(dtype).min)  # a row that is all −inf would give NaN
             block, local_log_sum[tokens] = softmax_and_log_sum(block)
+            if probabilities is None:
+                continue
             for part, columns in zip(block.split([r.stop - r.start for r in rows], 1), rows, strict=True):
                 probabilities[tokens, columns] = part
         owned, column = label_columns(labels - group.rank() * logits.shape[1], rows)
@@ -85,14 +88,14 @@ class _VocabParallelLogps(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, None, None, None, None]:
         probabilities, share, owned, column, logps = ctx.saved_tensors
         scale = share * -grad_logps[:, None]
         grad = torch.empty_like(probabilities)
         for tokens in _token_blocks(grad):
             grad[tokens] = probabilities[tokens] * scale[tokens]
         at_label = torch.where(owned, -torch.expm1(logps) * grad_logps[:, None], grad.gather(1, column))
-        return grad.scatter_(1, column, at_label.to(grad.dtype)), None, None, None
+        return grad.scatter_(1, column, at_label.to(grad.dtype)), None, None, None, None
 
 
 def softmax_ids(allowed: range | Sequence[range] | None, vocab_size: int, num_rows: int) -> list[range]:
@@ -129,6 +132,11 @@ def check_labels(labels: Tensor, num_tokens: int, ids: list[range]) -> None:
             f"label {int(labels[index])} at index {index} is not among the ids of the softmax ({spans}): leave such "
             "positions out by the loss mask"
         )
+
+
+def is_differentiated(*inputs: Tensor) -> bool:
+    """Whether backward will ask for a gradient of any. Inside an autograd function nobody can tell."""
+    return torch.is_grad_enabled() and any(one.requires_grad for one in inputs)
 
 
 def local_rows(ids: list[range], num_rows: int, group: dist.ProcessGroup) -> list[slice]:
@@ -171,10 +179,13 @@ def combine_ranks(log_sum: Tensor, label_logit: Tensor, group: dist.ProcessGroup
     return log_sum, label_logit
 
 
-def _gaps(rows: list[slice], width: int) -> list[slice]:
-    """What `rows` leave out of [0, width)."""
-    edges = [0, *(edge for part in rows for edge in (part.start, part.stop)), width]
-    return [slice(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
+def _empty_but_for_gaps(logits: Tensor, rows: list[slice]) -> Tensor:
+    """Like `logits`, with zeros in the columns that `rows` leave out."""
+    out = torch.empty_like(logits)
+    edges = [0, *(edge for part in rows for edge in (part.start, part.stop)), logits.shape[1]]
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        out[:, start:stop] = 0
+    return out
 
 
 def _token_blocks(logits: Tensor) -> list[slice]:

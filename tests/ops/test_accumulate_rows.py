@@ -36,7 +36,7 @@ def by_definition(destination, gradient, rows, scale):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("destination_dtype", "dtype"), PAIRS)
-@pytest.mark.parametrize("hidden", [1, 8, 1030])
+@pytest.mark.parametrize("hidden", [1, 8, 1030, 1032])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_equals_the_definition(device, destination_dtype, dtype, hidden, deterministic):
     generator = torch.Generator().manual_seed(0)
@@ -185,4 +185,12 @@ def test_opcheck(device):
     arguments = (torch.zeros(5, 6), torch.randn(9, 6), rows, order)
     operator = torch.ops.megatron_aqaa.accumulate_rows_.default
     results = torch.library.opcheck(operator, (*(a.to(device) for a in arguments), 0.5))
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.gpu
+def test_opcheck_as_the_rows_come():
+    arguments = (torch.zeros(5, 6), torch.randn(9, 6), torch.randint(-1, 5, (9,)))
+    operator = torch.ops.megatron_aqaa.accumulate_rows_.default
+    results = torch.library.opcheck(operator, (*(a.to("cuda") for a in arguments), None, 0.5))
     assert set(results.values()) == {"SUCCESS"}

@@ -8,12 +8,16 @@ import torch
 from megatron_aqaa import ops
 from megatron_aqaa.ops import library
 from megatron_aqaa.ops.dual_codebook_embedding import dual_codebook_embedding_reference
+from tests.ops.rounding import assert_rounded_once
 
 VOCAB, LINGUISTIC, SEMANTIC, STOP = 40, 20, 26, 38  # 38, 39 are markers
 RANGES = {"linguistic_start": LINGUISTIC, "semantic_start": SEMANTIC, "audio_stop": STOP}
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BOTH_TABLES = {"type": True, "position": True}
+# A GPU moves 16 bytes at a time: 12 columns are whole packets in fp32 and fp64 alone, 16 in every dtype, and 1032 in
+# bf16 are more of them than a block has threads.
+WIDTHS = [12, 16, 1032]
 
 
 def tables(hidden=12, dtype=torch.float32, rows=VOCAB, type=False, position=False, seed=0):
@@ -62,8 +66,10 @@ def call(token_ids, weight, type_weight=None, position_weight=None, start=0, sca
     )
 
 
-def call_reference(token_ids, weight, type_weight=None, position_weight=None, start=0, scale=1.0):
-    positions = None if position_weight is None else ops.positions_in_group(token_ids, LINGUISTIC, STOP)
+def call_reference(token_ids, weight, type_weight=None, position_weight=None, start=0, scale=1.0, group_positions=None):
+    positions = group_positions
+    if positions is None and position_weight is not None:
+        positions = ops.positions_in_group(token_ids, LINGUISTIC, STOP)
     return dual_codebook_embedding_reference(
         token_ids, weight, type_weight, position_weight, positions, start, VOCAB, *RANGES.values(), scale
     )
@@ -73,17 +79,20 @@ def call_reference(token_ids, weight, type_weight=None, position_weight=None, st
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("given", [{}, {"type": True}, {"position": True}, BOTH_TABLES])
 @pytest.mark.parametrize("scale", [1.0, 0.5, 3.7])
-def test_forward_is_the_rounded_definition(device, dtype, given, scale):
-    weights = tables(dtype=dtype, **given)
+@pytest.mark.parametrize("hidden", WIDTHS)
+def test_forward_is_the_rounded_definition(device, dtype, given, scale, hidden):
+    weights = tables(hidden, dtype, **given)
     token_ids = ids(3, 17)
     exact = by_definition(token_ids, weights[0], 0, *weights[1:], scale)
+    magnitude = by_definition(
+        token_ids, weights[0].abs(), 0, *(None if w is None else w.abs() for w in weights[1:]), scale
+    )
     ours = call(token_ids.to(device), *(None if w is None else w.to(device) for w in weights), scale=scale).cpu()
     eager = call_reference(token_ids, *weights, scale=scale)
-    assert ours.shape == (17, 3, 12)
+    assert ours.shape == (17, 3, hidden)
     assert ours.dtype == dtype
     assert torch.equal(ours, eager)
-    # half a unit in the last place for the one rounding, and the fp32 sums of fp32
-    torch.testing.assert_close(ours.double(), exact, atol=4 * torch.finfo(dtype).eps, rtol=torch.finfo(dtype).eps / 2)
+    assert_rounded_once(ours, exact, magnitude)
 
 
 @pytest.mark.parametrize("hidden", [1, 3, 8, 255, 256, 257, 1025])
@@ -127,6 +136,16 @@ def test_all_text_and_all_audio():
         token_ids = torch.randint(low, high, (2, 13))
         exact = by_definition(token_ids, weights[0], 0, *weights[1:], 1.0)
         torch.testing.assert_close(call(token_ids, *weights), exact.float(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_table_that_begins_off_a_packet(device, which):
+    weights = [w.to(device) for w in tables(16, torch.bfloat16, **BOTH_TABLES)]
+    shifted = torch.empty(weights[which].numel() + 1, dtype=torch.bfloat16, device=device)[1:]
+    weights[which] = shifted.view_as(weights[which]).copy_(weights[which])
+    token_ids = ids(2, 9).to(device)
+    assert torch.equal(call(token_ids, *weights), call_reference(token_ids, *weights))
 
 
 def test_non_contiguous_inputs():
@@ -213,6 +232,7 @@ def test_an_id_outside_the_vocabulary_is_named(bad, monkeypatch):
         call(token_ids, *tables())
     # What a GPU does when asked to check, then what it does otherwise.
     monkeypatch.setattr(library, "CHECK_IDS", True)
+    monkeypatch.setattr(torch.ops.megatron_aqaa, "dual_codebook_embedding", None)  # not reached
     with pytest.raises(RuntimeError, match=message):
         call(token_ids, *tables())
     assert call_reference(token_ids, *tables())[4, 1].isnan().all()
@@ -229,6 +249,49 @@ def test_a_gpu_marks_an_id_outside_the_vocabulary(bad):
     assert out.isnan().sum() == 12
     out.nansum().backward()
     assert weight.grad.isfinite().all()
+
+
+def bad_position(bad):
+    """Weights, ids, and places in groups of which one lies outside [−1, 5)."""
+    token_ids = ids(2, 9)
+    positions = ops.positions_in_group(token_ids, LINGUISTIC, STOP)
+    positions[1, 4] = bad
+    return tables(16, position=True), token_ids, positions
+
+
+@pytest.mark.parametrize("bad", [-2, 5, 10**12])
+def test_a_group_position_that_no_table_holds_is_named(bad, monkeypatch):
+    weights, token_ids, positions = bad_position(bad)
+    message = rf"group position {bad} at batch 1, position 4 is outside \[-1, 5\)"
+    with pytest.raises(RuntimeError, match=message):
+        call(token_ids, *weights, group_positions=positions)
+    # What a GPU does when asked to check, then what it does otherwise.
+    monkeypatch.setattr(library, "CHECK_IDS", True)
+    monkeypatch.setattr(torch.ops.megatron_aqaa, "dual_codebook_embedding", None)  # not reached
+    with pytest.raises(RuntimeError, match=message):
+        call(token_ids, *weights, group_positions=positions)
+    out = call_reference(token_ids, *weights, group_positions=positions)
+    assert out[4, 1].isnan().all()
+    assert out.isnan().sum() == 16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bad", [-2, 5, 10**12])
+@pytest.mark.parametrize("start", [0, 30])  # a rank that does not hold the id says so as well
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_gpu_marks_a_group_position_that_no_table_holds(bad, start, deterministic):
+    weights, token_ids, positions = bad_position(bad)
+    weight, _, position_weight = (None if w is None else w.to("cuda").requires_grad_() for w in weights)
+    out = call(
+        token_ids.to("cuda"), weight[start:], None, position_weight,
+        start=start, group_positions=positions.to("cuda"), deterministic=deterministic,
+    )  # fmt: skip
+    assert out[4, 1].isnan().all()
+    assert out.isnan().sum() == 16
+    out.nansum().backward()
+    assert weight.grad.isfinite().all()
+    counts = torch.bincount(positions[(positions >= 0) & (positions < 5) & (token_ids >= start)], minlength=5)
+    assert position_weight.grad[:, 0].tolist() == counts.tolist()
 
 
 def test_without_a_size_this_rank_holds_the_end_of_the_vocabulary():
@@ -278,12 +341,14 @@ def test_positions_in_group_by_hand():
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("given", [{}, BOTH_TABLES])
-def test_opcheck(device, given):
+@pytest.mark.parametrize("out_dtype", [None, torch.bfloat16])
+def test_opcheck(device, given, out_dtype):
     weights = [None if w is None else w.to(device).requires_grad_() for w in tables(**given)]
     token_ids = ids(2, 9).to(device)
     positions = ops.positions_in_group(token_ids, LINGUISTIC, STOP) if given else None
     operator = torch.ops.megatron_aqaa.dual_codebook_embedding.default
-    results = torch.library.opcheck(operator, (token_ids, *weights, positions, 0, VOCAB, *RANGES.values(), 1.5))
+    layout = (0, VOCAB, *RANGES.values(), 1.5)
+    results = torch.library.opcheck(operator, (token_ids, *weights, positions, *layout, out_dtype))
     assert set(results.values()) == {"SUCCESS"}
 
 

@@ -12,14 +12,15 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_aqaa import ops
 from megatron_aqaa.ops import linear_vocab_parallel_logps
-from tests.ops.test_vocab_parallel_logps import ALLOWED, PADDED, VOCAB_SIZE, allowed_ids, reference
+from tests.ops.made_tensors import MadeTensors
+from tests.ops.test_vocab_parallel_logps import ALLOWED, DEVICES, PADDED, VOCAB_SIZE, allowed_ids, reference
 
 HIDDEN = 6
 both_forms = pytest.mark.parametrize("recompute", [True, False])
+both_devices = pytest.mark.parametrize("device", DEVICES)
 
 
 class Case(NamedTuple):
@@ -29,29 +30,36 @@ class Case(NamedTuple):
     weights: Tensor
 
 
-def case(num_tokens: int, name: str = "all", dtype: torch.dtype = torch.float64, hidden_size: int = HIDDEN) -> Case:
+def case(
+    num_tokens: int,
+    name: str = "all",
+    dtype: torch.dtype = torch.float64,
+    hidden_size: int = HIDDEN,
+    device: str = "cpu",
+) -> Case:
     random = torch.Generator().manual_seed(num_tokens)
     ids = allowed_ids(name)
-    return Case(
-        torch.randn(num_tokens, hidden_size, generator=random, dtype=torch.float64).to(dtype).requires_grad_(),
-        torch.randn(PADDED, hidden_size, generator=random, dtype=torch.float64).to(dtype).requires_grad_(),
-        ids[torch.randint(0, len(ids), (num_tokens,), generator=random)],
-        torch.randn(num_tokens, generator=random, dtype=torch.float64),
-    )
+    hidden = torch.randn(num_tokens, hidden_size, generator=random, dtype=torch.float64)
+    weight = torch.randn(PADDED, hidden_size, generator=random, dtype=torch.float64)
+    labels = ids[torch.randint(0, len(ids), (num_tokens,), generator=random)]
+    weights = torch.randn(num_tokens, generator=random, dtype=torch.float64)
+    hidden, weight = (x.to(device, dtype).requires_grad_() for x in (hidden, weight))
+    return Case(hidden, weight, labels.to(device), weights.to(device))
 
 
 def plain(data: Case, ids: Tensor) -> Tensor:
-    return reference(data.hidden @ data.weight.t(), data.labels, ids)
+    return reference(data.hidden @ data.weight.t(), data.labels, ids.to(data.hidden.device))
 
 
 @pytest.mark.parametrize("name", ALLOWED)
 @pytest.mark.parametrize("num_tokens", [0, 1, 37])
 @pytest.mark.parametrize("block_rows", [1, 7, 41, None])
 @both_forms
+@both_devices
 def test_values_and_gradients_are_those_of_the_plain_form(
-    group: dist.ProcessGroup, name: str, num_tokens: int, block_rows: int | None, recompute: bool
+    group: dist.ProcessGroup, name: str, num_tokens: int, block_rows: int | None, recompute: bool, device: str
 ) -> None:
-    data = case(num_tokens, name)
+    data = case(num_tokens, name, device=device)
     logps = linear_vocab_parallel_logps(
         data.hidden, data.weight, data.labels,
         vocab_size=VOCAB_SIZE, group=group, allowed=ALLOWED[name], block_rows=block_rows, recompute=recompute,
@@ -67,9 +75,10 @@ def test_values_and_gradients_are_those_of_the_plain_form(
 
 
 @both_forms
-def test_gradcheck(group: dist.ProcessGroup, recompute: bool) -> None:
-    hidden, weight = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 12))
-    labels, loss_mask = torch.tensor([0, 3, 8, 9]), torch.tensor([1.0, 0.0, 2.0, 1.0])
+@both_devices
+def test_gradcheck(group: dist.ProcessGroup, recompute: bool, device: str) -> None:
+    hidden, weight = (torch.randn(n, 3, dtype=torch.float64, device=device, requires_grad=True) for n in (4, 12))
+    labels, loss_mask = (torch.tensor(x, device=device) for x in ([0, 3, 8, 9], [1.0, 0.0, 2.0, 1.0]))
 
     def logps(hidden: Tensor, weight: Tensor) -> Tensor:
         return linear_vocab_parallel_logps(
@@ -80,9 +89,10 @@ def test_gradcheck(group: dist.ProcessGroup, recompute: bool) -> None:
 
 
 @both_forms
-def test_masked_tokens_are_not_read(group: dist.ProcessGroup, recompute: bool) -> None:
-    data = case(12)
-    loss_mask = torch.tensor([1, 0, 2, 0, 0, 3, 1, 1, 0, 0, 0, 1]).double()
+@both_devices
+def test_masked_tokens_are_not_read(group: dist.ProcessGroup, recompute: bool, device: str) -> None:
+    data = case(12, device=device)
+    loss_mask = torch.tensor([1, 0, 2, 0, 0, 3, 1, 1, 0, 0, 0, 1], device=device).double()
     hidden, labels = data.hidden.detach().clone(), data.labels.clone()
     hidden[loss_mask == 0] = torch.nan
     labels[loss_mask == 0] = -100
@@ -139,8 +149,9 @@ def test_what_needs_no_gradient_gets_none(group: dist.ProcessGroup, frozen: str)
 
 
 @both_forms
-def test_bf16_is_no_worse_than_twice_the_plain_form(group: dist.ProcessGroup, recompute: bool) -> None:
-    data = case(64, dtype=torch.bfloat16, hidden_size=128)
+@both_devices
+def test_bf16_is_no_worse_than_twice_the_plain_form(group: dist.ProcessGroup, recompute: bool, device: str) -> None:
+    data = case(64, dtype=torch.bfloat16, hidden_size=128, device=device)
     truth = Case(*(x.detach().double().requires_grad_() for x in data[:2]), data.labels, data.weights)
     logps = linear_vocab_parallel_logps(
         data.hidden, data.weight, data.labels, vocab_size=VOCAB_SIZE, group=group, block_rows=8, recompute=recompute
@@ -161,33 +172,16 @@ def test_bf16_is_no_worse_than_twice_the_plain_form(group: dist.ProcessGroup, re
         assert (our - exact).norm() <= 2 * (their - exact).norm()
 
 
-class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation made, the dummy gradient left out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        is_view = isinstance(out, Tensor) and out._is_view()
-        if isinstance(out, Tensor) and not is_view and function is not torch.ops.aten.empty.memory_format:
-            inputs = {x.data_ptr() for x in args if isinstance(x, Tensor)}
-            if out.data_ptr() not in inputs:
-                self.elements = max(self.elements, out.numel())
-        return out
-
-
 def test_logits_are_never_held(group: dist.ProcessGroup) -> None:
     num_tokens, block_rows = 37, 8
     data = case(num_tokens)
     weight = parameter(data.weight)
-    with LargestTensor() as largest:
+    with MadeTensors() as made:
         logps = linear_vocab_parallel_logps(
             data.hidden, weight, data.labels, vocab_size=VOCAB_SIZE, group=group, block_rows=block_rows
         )
         logps.sum().backward()
-    assert 0 < largest.elements <= num_tokens * max(block_rows, HIDDEN)
+    assert 0 < made.largest <= num_tokens * max(block_rows, HIDDEN)
 
 
 def kept_for_backward(group: dist.ProcessGroup, recompute: bool) -> tuple[Tensor, list[weakref.ref[Tensor]]]:
@@ -216,33 +210,48 @@ def test_kept_probabilities_do_not_survive_backward(group: dist.ProcessGroup) ->
     assert all(block() is None for block in kept)
 
 
-def test_nothing_is_kept_that_is_computed_again_or_has_no_gradient(group: dist.ProcessGroup) -> None:
+def test_nothing_is_kept_that_is_computed_again(group: dist.ProcessGroup) -> None:
     assert kept_for_backward(group, recompute=True)[1] == []
+
+
+def most_held(group: dist.ProcessGroup, *, grad_mode: bool, requires_grad: bool) -> int:
+    """Elements of what forward holds at a time, of 37 tokens whose probabilities are to be kept."""
     data = case(37)
-    with torch.no_grad(), LargestTensor() as largest:
+    hidden, weight = (x.detach().requires_grad_(requires_grad) for x in (data.hidden, data.weight))
+    with torch.set_grad_enabled(grad_mode), MadeTensors() as made:
         linear_vocab_parallel_logps(
-            data.hidden, data.weight, data.labels, vocab_size=VOCAB_SIZE, group=group, block_rows=8, recompute=False
+            hidden, weight, data.labels, vocab_size=VOCAB_SIZE, group=group, block_rows=8, recompute=False
         )
-    assert 0 < largest.elements <= 37 * 8
+    return made.most
+
+
+@pytest.mark.parametrize(("grad_mode", "requires_grad"), [(False, True), (True, False)])
+def test_nothing_is_kept_without_gradients(group: dist.ProcessGroup, grad_mode: bool, requires_grad: bool) -> None:
+    differentiated = most_held(group, grad_mode=True, requires_grad=True)
+    four_blocks = 37 * 4 * 8  # those before the last whole one
+    assert most_held(group, grad_mode=grad_mode, requires_grad=requires_grad) <= differentiated - four_blocks
 
 
 def parameter(values: Tensor, main_grad_dtype: torch.dtype = torch.float64) -> nn.Parameter:
     """A parameter as Megatron's DDP leaves it: a buffer for its gradient, flag down."""
     weight = nn.Parameter(values.detach().clone())
-    weight.main_grad = torch.zeros(weight.shape, dtype=main_grad_dtype)
+    weight.main_grad = torch.zeros(weight.shape, dtype=main_grad_dtype, device=weight.device)
     weight.grad_added_to_main_grad = False
     return weight
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @both_forms
-def test_micro_batches_add_up_in_main_grad(group: dist.ProcessGroup, dtype: torch.dtype, recompute: bool) -> None:
+@both_devices
+def test_micro_batches_add_up_in_main_grad(
+    group: dist.ProcessGroup, dtype: torch.dtype, recompute: bool, device: str
+) -> None:
     wide = torch.promote_types(dtype, torch.float32)
-    weight = parameter(case(20, dtype=dtype).weight, wide)
+    weight = parameter(case(20, dtype=dtype, device=device).weight, wide)
     weight.main_grad[VOCAB_SIZE:] = torch.nan  # rows that are not in the softmax are not touched
-    total = torch.zeros(VOCAB_SIZE, HIDDEN, dtype=torch.float64)
+    total = torch.zeros(VOCAB_SIZE, HIDDEN, dtype=torch.float64, device=device)
     for num_tokens in (20, 33):
-        data = case(num_tokens, dtype=dtype)
+        data = case(num_tokens, dtype=dtype, device=device)
         logps = linear_vocab_parallel_logps(
             data.hidden, weight, data.labels, vocab_size=VOCAB_SIZE, group=group, recompute=recompute
         )

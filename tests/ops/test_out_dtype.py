@@ -12,6 +12,8 @@ PAIRS = [
     (torch.float32, torch.float16),
     (torch.bfloat16, torch.float32),
     (torch.float16, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16),
     (torch.float32, torch.float32),
     (torch.float64, torch.float64),
 ]
@@ -36,7 +38,7 @@ FORMS = {"flat": flat, "pair": pair, "pair side by side": lambda weight, **more:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("dtype", "out_dtype"), PAIRS)
-@pytest.mark.parametrize("hidden", [16, 7, 300])
+@pytest.mark.parametrize("hidden", [16, 7, 300, 1032])
 def test_one_rounding_and_a_gradient_in_both_dtypes(device, form, dtype, out_dtype, hidden):
     torch.manual_seed(0)
     weight = torch.randn(20, hidden, dtype=torch.float64).to(dtype).to(device).requires_grad_()

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from megatron_aqaa.ops import vocab_parallel_cross_entropy, vocab_parallel_logps
 from megatron_aqaa.ops.vocab_parallel_logps import BLOCK_ELEMENTS
+from tests.ops.made_tensors import MadeTensors
 
 PADDED, VOCAB_SIZE = 48, 41
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ALLOWED = {
     "all": None,
     "text": range(20),
@@ -35,14 +37,20 @@ def reference(logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ALLOWED)
 @pytest.mark.parametrize("num_tokens", [0, 1, 37])
 @pytest.mark.parametrize("block_elements", [1, 100, 1 << 17])
+@pytest.mark.parametrize("device", DEVICES)
 def test_values_and_gradients_are_those_of_the_definition(
-    group: dist.ProcessGroup, name: str, num_tokens: int, block_elements: int, monkeypatch: pytest.MonkeyPatch
+    group: dist.ProcessGroup,
+    name: str,
+    num_tokens: int,
+    block_elements: int,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", block_elements)
-    ids = allowed_ids(name)
-    logits = torch.randn(num_tokens, PADDED, dtype=torch.float64, requires_grad=True)
-    labels = ids[torch.randint(0, len(ids), (num_tokens,))]
-    weights = torch.randn(num_tokens, dtype=torch.float64)
+    monkeypatch.setitem(BLOCK_ELEMENTS, device, block_elements)
+    ids = allowed_ids(name).to(device)
+    logits = torch.randn(num_tokens, PADDED, dtype=torch.float64, device=device, requires_grad=True)
+    labels = ids[torch.randint(0, len(ids), (num_tokens,), device=device)]
+    weights = torch.randn(num_tokens, dtype=torch.float64, device=device)
     before = logits.detach().clone()
 
     logps = vocab_parallel_logps(logits, labels, vocab_size=VOCAB_SIZE, group=group, allowed=ALLOWED[name])
@@ -56,13 +64,28 @@ def test_values_and_gradients_are_those_of_the_definition(
     assert torch.equal(logits, before)
 
 
-def test_gradcheck(group: dist.ProcessGroup) -> None:
-    logits = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([0, 3, 8, 9, 2])
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradcheck(group: dist.ProcessGroup, device: str) -> None:
+    logits = torch.randn(5, 12, dtype=torch.float64, device=device, requires_grad=True)
+    labels = torch.tensor([0, 3, 8, 9, 2], device=device)
     for allowed in (None, [range(4), range(8, 10)]):
         assert torch.autograd.gradcheck(
             lambda x, a=allowed: vocab_parallel_logps(x, labels, vocab_size=10, group=group, allowed=a), logits
         )
+
+
+@pytest.mark.parametrize("without", ["grad mode", "requires_grad"])
+def test_probabilities_are_not_held_without_gradients(
+    group: dist.ProcessGroup, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", 4 * PADDED)
+    logits = torch.randn(37, PADDED, requires_grad=without != "requires_grad")
+    labels = torch.randint(0, VOCAB_SIZE, (37,))
+    with torch.set_grad_enabled(without != "grad mode"), MadeTensors() as made:
+        logps = vocab_parallel_logps(logits, labels, vocab_size=VOCAB_SIZE, group=group)
+    assert 0 < made.largest <= 4 * PADDED
+    kept = vocab_parallel_logps(logits.detach().requires_grad_(), labels, vocab_size=VOCAB_SIZE, group=group)
+    assert torch.equal(logps, kept)
 
 
 def test_cross_entropy_is_minus_the_log_probability(group: dist.ProcessGroup) -> None:
@@ -100,10 +123,11 @@ def test_layout_of_the_logits_does_not_matter(group: dist.ProcessGroup) -> None:
     torch.testing.assert_close(turned, straight, rtol=0, atol=1e-6)
 
 
-def test_bf16_is_no_worse_than_twice_the_plain_form(group: dist.ProcessGroup) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_bf16_is_no_worse_than_twice_the_plain_form(group: dist.ProcessGroup, device: str) -> None:
     torch.manual_seed(0)
-    exact = torch.randn(64, 300, dtype=torch.float64) * 3
-    labels = torch.randint(0, 300, (64,))
+    exact = torch.randn(64, 300, dtype=torch.float64).to(device) * 3
+    labels = torch.randint(0, 300, (64,)).to(device)
     rounded = exact.bfloat16().requires_grad_()
     truth = exact.bfloat16().double().requires_grad_()
 
@@ -111,7 +135,7 @@ def test_bf16_is_no_worse_than_twice_the_plain_form(group: dist.ProcessGroup) ->
     (ours,) = torch.autograd.grad(logps.sum(), rounded)
     plain_logps = rounded.float().log_softmax(-1).gather(1, labels[:, None])[:, 0]
     (plain,) = torch.autograd.grad(plain_logps.sum(), rounded)
-    (true,) = torch.autograd.grad(reference(truth, labels, torch.arange(300)).sum(), truth)
+    (true,) = torch.autograd.grad(reference(truth, labels, torch.arange(300, device=device)).sum(), truth)
 
     assert logps.dtype == torch.float32
     torch.testing.assert_close(logps, plain_logps)
