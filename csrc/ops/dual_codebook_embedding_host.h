@@ -31,9 +31,7 @@ inline void check_embedding(const EmbeddingTensors& t, const EmbeddingLayout& la
   STD_TORCH_CHECK(t.weight.dim() == 2, "weight must be [rows, H], not ", t.weight.dim(), "-dimensional");
   check_long(t.token_ids, "token_ids");
   check_same_device(t.token_ids, t.weight, "token_ids");
-  STD_TORCH_CHECK(layout.vocab_start >= 0 && layout.vocab_start + t.weight.size(0) <= layout.vocab_size, "rows [",
-                  layout.vocab_start, ", ", layout.vocab_start + t.weight.size(0), ") lie outside the vocabulary [0, ",
-                  layout.vocab_size, ")");
+  STD_TORCH_CHECK(layout.vocab_start >= 0, "vocab_start_index = ", layout.vocab_start, " is negative");
   check_table(t.type_weight, t.weight, kNumModalities, "type_weight");
   check_table(t.group_position_weight, t.weight, kGroupSize, "group_position_weight");
   STD_TORCH_CHECK(t.group_position_weight.has_value() == t.group_positions.has_value(),

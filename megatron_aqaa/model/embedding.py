@@ -54,7 +54,7 @@ class AudioEmbedding(LanguageModelEmbedding):
             input_ids,
             words.weight,
             words.vocab_start_index,
-            vocab_size=words.num_embeddings,
+            vocab_size=v.size,
             type_weight=self._shared(self.codebook_type),
             group_position_weight=self._shared(self.group_position),
             group_positions=position_ids,

@@ -46,7 +46,8 @@ def dual_codebook_embedding(
         token_ids: [B, S] int64.
         weight: [rows, H], this rank's slice of the word embeddings.
         vocab_start_index: token id of `weight[0]`.
-        vocab_size: rows of all ranks together; None: this rank holds the end of the vocabulary.
+        vocab_size: ids from there on are outside the vocabulary, although padded rows may stand for them; None: the
+            vocabulary ends with the rows of this rank.
         type_weight: [3, H] for text, linguistic, semantic; needs the three range ends below.
         group_position_weight: [5, H] for the places of `[L L S S S]`.
         group_positions: [B, S] int64, −1 outside a group. None: counted from `token_ids`, which is right only where

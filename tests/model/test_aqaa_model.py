@@ -55,7 +55,7 @@ def test_recomputing_logits_changes_nothing(one_process: None, untied: bool, mas
 
 def test_a_label_outside_the_vocabulary_is_named(one_process: None) -> None:
     data = batch()
-    data["labels"][:] = VOCABULARY.size  # the tables have padded rows beyond it
+    data["labels"] = torch.full_like(data["labels"], VOCABULARY.size)  # the tables have padded rows beyond it
     for recompute_logits in (False, True):
         model = build_model(variant(recompute_logits=recompute_logits), VOCABULARY)[0]
         with pytest.raises(ValueError, match=f"label {VOCABULARY.size} .* not among the ids of the softmax"):

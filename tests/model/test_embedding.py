@@ -53,9 +53,11 @@ def test_places_can_be_given_where_tokens_are_not_whole_sequences(one_process: N
     torch.testing.assert_close(layer(TOKEN_IDS[:, 3:], torch.tensor([[2, 3, 4, -1]])), whole[3:])
 
 
-def test_an_id_outside_the_tables_is_named(one_process: None) -> None:
-    with pytest.raises(RuntimeError, match="token id 128 at batch 0, position 1"):
-        embedding()(torch.tensor([[3, 128]]))
+def test_an_id_behind_the_vocabulary_is_named_though_the_table_has_padding_for_it(one_process: None) -> None:
+    layer = embedding()
+    assert len(layer.word_embeddings.weight) > VOCABULARY.size
+    with pytest.raises(RuntimeError, match=f"token id {VOCABULARY.size} at batch 0, position 1"):
+        layer(torch.tensor([[3, VOCABULARY.size]]))
 
 
 def test_the_weight_keeps_what_tying_and_learning_rates_hang_on(one_process: None) -> None:
