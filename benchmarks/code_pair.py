@@ -49,8 +49,14 @@ class Case(NamedTuple):
         linguistic[:, 2::3] = -1
         return torch.stack([linguistic, semantic], -1).to(platform.device())
 
-    def table(self, rows: int) -> torch.nn.Parameter:
-        weight = torch.nn.Parameter(torch.randn(rows, self.hidden, device=platform.device()).to(self.dtype))
+    def tables(self, *, padded: bool) -> list[torch.nn.Parameter]:
+        """Both, the same at every call; padded, with a row of zeros before them, for absent codes."""
+        random = torch.Generator().manual_seed(1)
+        values = (torch.randn(rows, self.hidden, generator=random) for rows in ROWS)
+        return [self._parameter(F.pad(rows, (0, 0, 1, 0)) if padded else rows) for rows in values]
+
+    def _parameter(self, values: Tensor) -> torch.nn.Parameter:
+        weight = torch.nn.Parameter(values.to(platform.device(), self.dtype))
         if self.main_grad:
             weight.main_grad = torch.zeros(weight.shape, device=platform.device())
             weight.grad_added_to_main_grad = False
@@ -76,8 +82,7 @@ CASES = [
 
 def forms(case: Case, *, backward: bool) -> Forms:
     codes = case.codes()
-    weights = [case.table(rows) for rows in ROWS]
-    padded = [case.table(rows + 1) for rows in ROWS]  # row 0 stands for the absent code
+    weights, padded = case.tables(padded=False), case.tables(padded=True)
     rows = (codes + 1).unbind(-1)
     grad_output = torch.randn(*codes.shape[:2], case.hidden, device=codes.device).to(case.dtype)
 
@@ -97,9 +102,9 @@ def forms(case: Case, *, backward: bool) -> Forms:
     }
 
 
-def _without_gradients(forward: Callable[[], Tensor]) -> None:
+def _without_gradients(forward: Callable[[], Tensor]) -> Tensor:
     with torch.no_grad():
-        forward()
+        return forward()
 
 
 def _backward(out: Tensor, grad_output: Tensor, tables: list[torch.nn.Parameter]) -> None:
