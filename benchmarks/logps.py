@@ -1,6 +1,6 @@
 """Log-probabilities of labels from hidden states, output projection included: time and peak memory beside the peers.
 
-    python benchmarks/logps.py                  # every shape: some fifty minutes on one core
+    python benchmarks/logps.py                  # every shape: some sixty minutes on one core
     python benchmarks/logps.py --only miniature
     python benchmarks/logps.py --only miniature --processor-time  # on a busy machine
     python benchmarks/logps.py --threads 1 2    # twice as long
@@ -106,12 +106,11 @@ def measure(index: int, threads: int, clock: Callable[[Callable[[], object]], fl
         f"--- {case.title}: [{case.tokens}, {case.hidden}] × {case.vocabulary.size}, {case.repeats} repeats, "
         f"{threads} thr."
     )
-    names = [name for name in FORMS if name not in case.left_out]
-    memory = {"peak_mib": peaks(index, case.tokens, names, threads)}
+    memory = {"peak_mib": peaks(index, case.tokens, case.forms, threads)}
     if case.shape == "3B" and case.tokens < FULL_TOKENS:
         memory[f"peak_mib_{FULL_TOKENS}_tokens"] = peaks(index, FULL_TOKENS, MAIN_FORMS, threads)
     data = inputs(case)
-    times = medians({name: functools.partial(step, FORMS[name], data) for name in names}, case.repeats, clock)
+    times = medians({name: functools.partial(step, FORMS[name], data) for name in case.forms}, case.repeats, clock)
     for name, ms in times.items():
         over = f"({ms / times['fused']:5.2f}× fused, {ms / times['unfused']:5.2f}× unfused)"
         print(f"{name:15s} {ms:10.2f} ms {over}", flush=True)
@@ -146,8 +145,7 @@ def main() -> None:
         if args.only is None or CASES[index].shape in args.only:
             results.append(measure(index, threads, clock))
     if not ON_GPU:
-        forms = {case: [name for name in FORMS if case.share < 1 or name != "eager, chosen"] for case in CASES}
-        results += [not_measured(f"{case.title}, on a GPU", names) for case, names in forms.items()]
+        results += [not_measured(f"{case.title}, on a GPU", case.forms) for case in CASES]
     save("logps", args.output, results, clock=clock.__name__)
     platform.shutdown()
 

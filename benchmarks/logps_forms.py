@@ -35,10 +35,9 @@ class Case(NamedTuple):
         return f"{self.shape} {dtype}, loss on {self.share:.0%}"
 
     @property
-    def left_out(self) -> set[str]:
-        """Forms that would tell nothing new, or compile for minutes."""
-        same = {"eager, chosen"} if self.share == 1.0 else set()
-        return same | ({"torch.compile"} if self.shape == "3B" and not on_gpu() else set())
+    def forms(self) -> list[str]:
+        """Of `FORMS`, without one that is the same as another where all positions carry loss."""
+        return [name for name in FORMS if self.share < 1 or name != "eager, chosen"]
 
 
 class Inputs(NamedTuple):
