@@ -3,30 +3,35 @@
     python benchmarks/attention.py                 # the CPU's back ends, or the GPU's where there is one
     python benchmarks/attention.py --repeats 40
 
-Forward and backward of one layer, causal and packed, with what layers share (bias, block mask) made beforehand, as it
-is for all layers but the first. Rows that this machine cannot run are written as "not measured".
+Forward and backward of one layer, causal and packed, with what layers share (bias, mask, block mask) made beforehand,
+as it is for all layers but the first. Megatron's own module knows no bias: it does less than the others, and its time
+is a lower bound for a peer of its kind with one. Rows that this machine cannot run are written as "not measured".
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from side_by_side import medians, row, save
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.enums import AttnMaskType
+from side_by_side import core_milliseconds, medians, milliseconds, not_measured, on_gpu, row, save
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_aqaa import platform
 from megatron_aqaa.model.alibi import SqrtAlibi, sqrt_alibi_slopes
-from megatron_aqaa.model.attention import Backend, ReferenceBackend
+from megatron_aqaa.model.attention import Backend
 from megatron_aqaa.model.explicit_attention import ExplicitBackend
 from megatron_aqaa.model.flex_attention import FlexBackend
 
-Backends = dict[str, Backend | None]  # None: cannot run here
+Backends = dict[str, Backend]
 
 
 class Shape(NamedTuple):
@@ -83,6 +88,33 @@ def sdpa(bias: Tensor | None, *kernels: SDPBackend, repeat: bool = False) -> Bac
     return attend
 
 
+def eager(bias: Tensor) -> Backend:
+    """Two products around a softmax in fp32, as one writes it down."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, document_ids: Tensor | None, scale: float) -> Tensor:
+        key, value = (x.repeat_interleave(query.shape[2] // key.shape[2], 2) for x in (key, value))
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        scores = q @ k.mT * scale + bias
+        return (scores.float().softmax(-1).to(v.dtype) @ v).permute(2, 0, 1, 3)
+
+    return attend
+
+
+def megatron(shape: Shape) -> Backend:
+    """Megatron's module without Transformer Engine, with the mask of causal attention within documents."""
+    low_precision = shape.dtype is torch.bfloat16
+    config = TransformerConfig(
+        num_layers=1, hidden_size=shape.heads * shape.width, num_attention_heads=shape.heads,
+        num_query_groups=shape.groups, kv_channels=shape.width, attention_dropout=0.0, bf16=low_precision,
+        params_dtype=shape.dtype,
+    )  # fmt: skip
+    module = DotProductAttention(config, 1, AttnMaskType.padding, "self")
+    ids = shape.document_ids()
+    later = torch.ones(shape.length, shape.length, dtype=torch.bool).triu(1)
+    hidden = (later | (ids[:, :, None] != ids[:, None, :]))[:, None]
+    return lambda query, key, value, *_: module(query, key, value, hidden).view(query.shape)
+
+
 def cpu_forms(shape: Shape) -> Backends:
     rule = SqrtAlibi(sqrt_alibi_slopes(shape.heads))
     query = torch.empty(shape.length, shape.batch, shape.heads, shape.width, dtype=shape.dtype)
@@ -90,23 +122,27 @@ def cpu_forms(shape: Shape) -> Backends:
     return {
         "explicit": ExplicitBackend(rule),
         "SDPA, dense bias": sdpa(bias, SDPBackend.MATH, SDPBackend.FLASH_ATTENTION),
-        "reference": ReferenceBackend(rule),
+        "eager": eager(bias),
+        "torch.compile": torch.compile(eager(bias), dynamic=False),
+        "Megatron, without bias": megatron(shape),
     }
 
 
-def gpu_forms(shape: Shape, *, runs: bool) -> Backends:
-    """The forms of the 130B shape; without a GPU their names only."""
-    if not runs:
-        return dict.fromkeys(("flex", "SDPA flash, no bias", "SDPA cuDNN, no bias", "SDPA, dense bias"))
+GPU_FORMS = ("flex", "SDPA flash, no bias", "SDPA cuDNN, no bias", "SDPA, dense bias")
+
+
+def gpu_forms(shape: Shape) -> Backends:
+    """The forms of the 130B shape; what Megatron's module holds of it does not fit on one GPU."""
     rule = SqrtAlibi(sqrt_alibi_slopes(shape.heads))
     query = torch.empty(shape.length, shape.batch, shape.heads, 0, dtype=shape.dtype, device=platform.device())
     bias = rule.bias(query, shape.length).to(shape.dtype)
-    return {
-        "flex": FlexBackend(rule),
-        "SDPA flash, no bias": sdpa(None, SDPBackend.FLASH_ATTENTION),
-        "SDPA cuDNN, no bias": sdpa(None, SDPBackend.CUDNN_ATTENTION),
-        "SDPA, dense bias": sdpa(bias, SDPBackend.EFFICIENT_ATTENTION, repeat=True),
-    }
+    backends = (
+        FlexBackend(rule),
+        sdpa(None, SDPBackend.FLASH_ATTENTION),
+        sdpa(None, SDPBackend.CUDNN_ATTENTION),
+        sdpa(bias, SDPBackend.EFFICIENT_ATTENTION, repeat=True),
+    )
+    return dict(zip(GPU_FORMS, backends, strict=True))
 
 
 def step(backend: Backend, shape: Shape) -> Callable[[], object]:
@@ -116,27 +152,26 @@ def step(backend: Backend, shape: Shape) -> Callable[[], object]:
     return lambda: torch.autograd.grad(backend(*tensors, document_ids, shape.width**-0.5), tensors, grad)
 
 
-def measure(shape: Shape, forms: Backends, repeats: int) -> dict[str, object]:
-    """Prints the row of one shape; forms that cannot run here are named as not measured."""
-    times = medians({name: step(backend, shape) for name, backend in forms.items() if backend}, repeats)
-    left_out = [name for name, backend in forms.items() if not backend]
-    print(row(str(shape), times, left_out), flush=True)
-    return {"case": str(shape), "median_ms": times | dict.fromkeys(left_out, "not measured")}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1] if on_gpu() else [1, 2][: os.cpu_count()])
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--processor-time", action="store_true", help="instead of wall time; for one thread")
     parser.add_argument("--output", type=Path, default=None, help="JSON; default benchmarks/results/attention_….json")
     args = parser.parse_args()
+    clock = core_milliseconds if args.processor_time and not on_gpu() else milliseconds
     platform.initialize(platform.ParallelConfig())
-    device = platform.device()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    print(f"--- {device.type}, forward and backward; (n x): time over the first")
-    results = [] if device.type == "cuda" else [measure(shape, cpu_forms(shape), args.repeats) for shape in CPU]
-    results.append(measure(GPU, gpu_forms(GPU, runs=device.type == "cuda"), args.repeats))
-    save("attention", args.output, results, threads=torch.get_num_threads(), repeats=args.repeats)
+    print("--- forward and backward; (n x): time over the first")
+    results = []
+    for threads, shape in ((t, s) for t in args.threads for s in ([GPU] if on_gpu() else CPU)):
+        torch.set_num_threads(threads)
+        backends = gpu_forms(shape) if on_gpu() else cpu_forms(shape)
+        times = medians({name: step(backend, shape) for name, backend in backends.items()}, args.repeats, clock)
+        results.append({"case": str(shape), "threads": threads, "median_ms": times})
+        print(row(f"{shape}, {threads} thr.", times), flush=True)
+    if not on_gpu():
+        results.append(not_measured(f"{GPU}, on a GPU", GPU_FORMS))
+    save("attention", args.output, results, repeats=args.repeats, clock=clock.__name__)
     platform.shutdown()
 
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import os
 import platform as host
+import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from datetime import date
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron_aqaa import platform
+from megatron_aqaa.platform.device import device_name
 
 Forms = dict[str, Callable[[], object]]
 RESULTS = Path(__file__).parent / "results"
-_L2_BYTES = 256 << 20  # more than any GPU's second-level cache
+NOT_MEASURED = "not measured"
+# More than any GPU's second-level cache, written often enough to keep an H200 busy for 0.9 ms (4.8 TB/s, calculated).
+_L2_BYTES, _FLUSHES = 256 << 20, 16
 
 
 def on_gpu() -> bool:
@@ -26,13 +32,22 @@ def on_gpu() -> bool:
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """One call, the device's work included; on a GPU its second-level cache is overwritten first."""
+    """One call, the device's work included; on a GPU its second-level cache is overwritten first.
+
+    On a GPU this is the time between two events on the device, gaps included in which it waits for the host's next
+    launch. The overwriting, queued before, hides them: while the device is busy with it the host runs ahead, as it does
+    in a training step. Once over 256 MiB would take 0.06 ms, less than the host needs for a forward and a backward, so
+    it is done sixteen times. What a form launches later than 0.9 ms after its start, or after a wait of its own for the
+    device (`nonzero`), does count the gaps.
+    """
     if not on_gpu():
         start = time.perf_counter()
         call()
         return 1e3 * (time.perf_counter() - start)
-    torch.empty(_L2_BYTES, dtype=torch.uint8, device=platform.device()).zero_()
     begin, end = (torch.Event(platform.device(), enable_timing=True) for _ in range(2))
+    cache = torch.empty(_L2_BYTES, dtype=torch.uint8, device=platform.device())
+    for _ in range(_FLUSHES):
+        cache.zero_()
     begin.record()
     call()
     end.record()
@@ -65,26 +80,66 @@ def medians(
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def row(title: str, times: dict[str, float], not_measured: Iterable[str] = ()) -> str:
+def copy_of(num_bytes: int) -> Callable[[], object]:
+    """PyTorch's copy that moves `num_bytes`: half of them read, half written. The bound of what moves as much."""
+    source = torch.ones(num_bytes // 2, dtype=torch.uint8, device=platform.device())
+    destination = torch.zeros_like(source)
+    return lambda: destination.copy_(source)
+
+
+def row(title: str, times: dict[str, float]) -> str:
     """A line of the table: each time, and how many times the first one it is."""
     first = next(iter(times.values()), 1.0)
-    cells = [f"{name} {ms:9.3f} ms ({ms / first:6.2f}x)" for name, ms in times.items()]
-    return f"{title:48s} {'  '.join([*cells, *(f'{name}: not measured' for name in not_measured)])}"
+    return f"{title:48s} {'  '.join(f'{name} {ms:9.3f} ms ({ms / first:6.2f}x)' for name, ms in times.items())}"
+
+
+def not_measured(case: str, forms: Iterable[str]) -> dict[str, Any]:
+    """The record of a case that this machine cannot run, which names its forms; prints its line."""
+    print(f"{case:48s} {'  '.join(f'{name}: {NOT_MEASURED}' for name in forms)}", flush=True)
+    return {"case": case, "median_ms": dict.fromkeys(forms, NOT_MEASURED)}
 
 
 def save(name: str, output: Path | None, results: list[dict[str, Any]], **facts: Any) -> None:
     """Write `benchmarks/results/<name>_<device>.json`, or `output`."""
-    device = platform.device()
-    record = {
-        "date": date.today().isoformat(),
-        "device": device.type,
+    record = {"date": date.today().isoformat(), **machine(), **facts, "results": results}
+    path = output or RESULTS / f"{name}_{platform.device().type}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written to {path}")
+
+
+def machine() -> dict[str, Any]:
+    """Where a result comes from: device and versions."""
+    facts = {
+        "device": platform.device().type,
         "machine": host.machine(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "python": host.python_version(),
-        **facts,
-        "results": results,
+        "megatron_core": version("megatron-core"),
     }
-    path = output or RESULTS / f"{name}_{device.type}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"written to {path}")
+    if on_gpu():
+        gpu = {"gpu": device_name(), "driver": driver(), "cuda": torch.version.cuda, "triton": version("triton")}
+        facts |= gpu
+    return facts
+
+
+def version(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def driver() -> str | None:
+    """Version of the GPU's driver; None where `nvidia-smi` does not tell."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+def short_name(gpu: str) -> str:
+    """For the name of a file: `NVIDIA H200` is `h200`."""
+    return re.sub(r"\W+", "_", gpu.removeprefix("NVIDIA ").lower())

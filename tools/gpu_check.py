@@ -25,8 +25,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 CARRIED = ROOT / ".venv-gpu"  # beside the system's torch, where nothing can be downloaded
 MINUTES = 9  # a part
 PARTS = ("build", "test", "ops", "model", "large")
-BENCHMARKS = {"ops": ("embedding", "attention", "logps"), "model": ("training_step", "audio_loading")}
-BENCHMARKS |= {"large": ("large_layers", "recipe_steps")}
+BENCHMARKS = {  # scripts of benchmarks/, with their arguments
+    "ops": ("ops embedding code_pair attention logps",),  # index building is the host's
+    "model": ("training_step", "audio_loading"),
+    "large": ("large_layers", "recipe_steps"),
+}
+# What any part builds or runs.
+SOURCES = ("csrc/**/*.*", "megatron_aqaa/**/*.py", "tests/**/*.py", "benchmarks/*.py", "setup.py")
 # Without this a CPU torch would skip every GPU test and pass.
 SEES_GPU = """
 from megatron_aqaa.ops.library import built_with_cuda
@@ -63,13 +68,14 @@ def commands(part: str, wheels: Path) -> list[list[str]]:
         # Only the files that have such tests: others import parts that a GPU machine need not hold.
         marked = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
         return [sees_gpu, [python(), "-m", "pytest", "-q", "-m", "gpu", *marked]]
-    return [sees_gpu, *([python(), str(ROOT / "benchmarks" / f"{name}.py")] for name in BENCHMARKS[part])]
+    scripts = (line.split() for line in BENCHMARKS[part])
+    return [sees_gpu, *([python(), str(ROOT / "benchmarks" / f"{name}.py"), *words] for name, *words in scripts)]
 
 
-def sources_digest() -> str:
+def sources_digest(root: Path = ROOT) -> str:
     """Changes when anything that a part depends on does."""
-    files = [*(ROOT / "csrc").rglob("*.*"), *(ROOT / "megatron_aqaa").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
+    files = sorted(path for pattern in SOURCES for path in root.glob(pattern))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def run_part(part: str, wheels: Path, gpu: str) -> dict[str, object]:
