@@ -37,11 +37,11 @@ from megatron_aqaa.data.indexed import DocumentWriter
 from megatron_aqaa.data.preferences import PairRows, PreferencePairs
 from megatron_aqaa.model import ModelConfig
 from megatron_aqaa.ops.index import interleave_text_audio
-from megatron_aqaa.training import dpo_step
-from megatron_aqaa.training.dpo_config import DPOConfig
+from megatron_aqaa.training.dpo import step as dpo_step
+from megatron_aqaa.training.dpo.config import DPOConfig
+from megatron_aqaa.training.dpo.reference import PrecomputedReference
 from megatron_aqaa.training.lm_state import TrainState, new_state
 from megatron_aqaa.training.optimizer import OptimizerConfig
-from megatron_aqaa.training.reference import PrecomputedReference
 from megatron_aqaa.training.schedule import Batch, Window, gradients, update
 from megatron_aqaa.vocabulary import Vocabulary
 

@@ -31,12 +31,12 @@ from torch import Tensor
 
 from megatron_aqaa.config import parse_config
 from megatron_aqaa.data.indexed import DocumentWriter
-from megatron_aqaa.training.guards import Judge, always
 from megatron_aqaa.training.lm_batch import micro_batches
 from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.lm_state import TrainState, new_state
 from megatron_aqaa.training.lm_step import StepResult
 from megatron_aqaa.training.loop import num_microbatches, run
+from megatron_aqaa.training.monitoring.guards import Judge, always
 from megatron_aqaa.training.train import NextTokens, training_set
 from megatron_aqaa.vocabulary import Vocabulary
 

@@ -30,7 +30,7 @@ from megatron_aqaa.evaluation.lexicon import Lexicon
 from megatron_aqaa.evaluation.phone_judge import PhoneJudge, spoken_phones
 from megatron_aqaa.evaluation.resynthesis import ResynthesisTest
 from megatron_aqaa.network_file import load_network
-from megatron_aqaa.training.vocoder_jobs import AcousticTrainConfig, VoiceTrainConfig, train_acoustic
+from megatron_aqaa.training.speech_models.vocoder_jobs import AcousticTrainConfig, VoiceTrainConfig, train_acoustic
 from megatron_aqaa.vocabulary import Vocabulary
 from megatron_aqaa.vocoder.acoustic import AcousticConfig, AcousticModel, SamplingConfig
 from megatron_aqaa.vocoder.generator import Generator, GeneratorConfig

@@ -3,7 +3,6 @@
 Examples:
     python tools/gpu_check.py                        # all parts; what passed for these sources is not done again
     python tools/gpu_check.py build --wheels wheels  # no network: torch from the system, the rest from `make wheels`
-    python tools/gpu_check.py ops --again
 
 Exit codes: 0 all passed, 1 a part failed, 2 no GPU here.
 """
@@ -25,12 +24,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 CARRIED = ROOT / ".venv-gpu"  # beside the system's torch, where nothing can be downloaded
 MINUTES = 9  # a part
 PARTS = ("build", "test", "ops", "model", "large")
-BENCHMARKS = {  # scripts of benchmarks/, with their arguments
-    "ops": ("ops embedding code_pair attention logps",),  # index building is the host's
-    "model": ("training_step", "audio_loading"),
-    "large": ("large_layers", "recipe_steps"),
-}
-# What any part builds or runs.
+BENCHMARKS = {"ops": ("ops embedding code_pair attention logps",), "model": ("training_step", "audio_loading")}
+BENCHMARKS |= {"large": ("large_layers", "recipe_steps")}
 SOURCES = ("csrc/**/*.*", "megatron_aqaa/**/*.py", "tests/**/*.py", "benchmarks/*.py", "setup.py")
 # Without this a CPU torch would skip every GPU test and pass.
 SEES_GPU = """
@@ -63,13 +58,13 @@ def commands(part: str, wheels: Path) -> list[list[str]]:
     """What a part runs, one command after the other."""
     if part == "build":
         return build_commands(wheels)
-    sees_gpu = [python(), "-c", SEES_GPU]
     if part == "test":
         # Only the files that have such tests: others import parts that a GPU machine need not hold.
         marked = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
-        return [sees_gpu, [python(), "-m", "pytest", "-q", "-m", "gpu", *marked]]
-    scripts = (line.split() for line in BENCHMARKS[part])
-    return [sees_gpu, *([python(), str(ROOT / "benchmarks" / f"{name}.py"), *words] for name, *words in scripts)]
+        scripts = [["-m", "pytest", "-q", "-m", "gpu", *marked]]
+    else:
+        scripts = [[str(ROOT / "benchmarks" / f"{n}.py"), *w] for n, *w in map(str.split, BENCHMARKS[part])]
+    return [[python(), *arguments] for arguments in (["-c", SEES_GPU], *scripts)]
 
 
 def sources_digest(root: Path = ROOT) -> str:
@@ -80,14 +75,13 @@ def sources_digest(root: Path = ROOT) -> str:
 
 def run_part(part: str, wheels: Path, gpu: str) -> dict[str, object]:
     """Runs the part, its output shown as it comes; the record of how it went."""
-    start, environment = time.monotonic(), {**os.environ, "MEGATRON_AQAA_CUDA": "1"}
+    start, environment = time.monotonic(), os.environ | {"MEGATRON_AQAA_CUDA": "1"}
     record: dict[str, object] = {"part": part, "date": date.today().isoformat(), "gpu": gpu, "passed": True}
     for command in commands(part, wheels):
         print(f"gpu_check: {part}: {' '.join(command)}", flush=True)
         left = 60 * MINUTES - (time.monotonic() - start)
-        status: int | str
         try:
-            status = subprocess.run(command, cwd=ROOT, env=environment, timeout=max(left, 1)).returncode
+            status: int | str = subprocess.run(command, cwd=ROOT, env=environment, timeout=max(left, 1)).returncode
         except subprocess.TimeoutExpired:
             status = f"stopped after {MINUTES} minutes"
         if status != 0:

@@ -23,7 +23,7 @@ from megatron_aqaa.slurm.chain import ChainConfig, with_arrays
 from megatron_aqaa.slurm.config import JobConfig
 from megatron_aqaa.slurm.needs import Needs, check_layout
 from megatron_aqaa.slurm.submit import Batch, SubmissionFailed, sbatch_options, submit, write_batch
-from megatron_aqaa.training.dpo_config import DPOTrainConfig
+from megatron_aqaa.training.dpo.config import DPOTrainConfig
 from megatron_aqaa.training.lm_config import TrainConfig
 
 RUNS: dict[str, type[TrainConfig]] = {"tools/train.py": TrainConfig, "tools/train_dpo.py": DPOTrainConfig}

@@ -15,8 +15,8 @@ from __future__ import annotations
 import sys
 
 from megatron_aqaa.training.command import training_command
-from megatron_aqaa.training.dpo import train_dpo
-from megatron_aqaa.training.dpo_config import DPOTrainConfig
+from megatron_aqaa.training.dpo.config import DPOTrainConfig
+from megatron_aqaa.training.dpo.train import train_dpo
 
 if __name__ == "__main__":
     sys.exit(training_command(__doc__, DPOTrainConfig, train_dpo))

@@ -23,7 +23,7 @@ from pathlib import Path
 from megatron_aqaa.config import load_config
 from megatron_aqaa.tokenizer.codebook_report import CodebookReport
 from megatron_aqaa.tokenizer.released.export import ExportConfig, export_tokenizer
-from megatron_aqaa.training.tokenizer_training import (
+from megatron_aqaa.training.speech_models.tokenizer_training import (
     LinguisticTrainingConfig,
     SemanticTrainingConfig,
     TextTrainingConfig,

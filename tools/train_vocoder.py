@@ -24,8 +24,13 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_aqaa.config import load_config
-from megatron_aqaa.training.full_size_vocoder import FlowTrainConfig, HiftTrainConfig, train_flow, train_hift
-from megatron_aqaa.training.vocoder_jobs import (
+from megatron_aqaa.training.speech_models.full_size_vocoder import (
+    FlowTrainConfig,
+    HiftTrainConfig,
+    train_flow,
+    train_hift,
+)
+from megatron_aqaa.training.speech_models.vocoder_jobs import (
     AcousticTrainConfig,
     GeneratorTrainConfig,
     VoiceTrainConfig,

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from megatron_aqaa import platform
 from megatron_aqaa.data.loader import batches
 from megatron_aqaa.data.sample import Batch
-from megatron_aqaa.training.stopwatch import Stopwatch
+from megatron_aqaa.training.monitoring.stopwatch import Stopwatch
 from megatron_aqaa.vocabulary import GROUP_SIZE, LINGUISTIC, SEMANTIC, Vocabulary
 
 _WHOLE = ("document_ids", "pairs", "num_targets")

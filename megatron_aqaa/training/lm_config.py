@@ -9,9 +9,9 @@ from megatron_aqaa.data.datasets import DataConfig
 from megatron_aqaa.model.config import ModelConfig
 from megatron_aqaa.platform import ParallelConfig
 from megatron_aqaa.training.frozen import Frozen
-from megatron_aqaa.training.guards import GuardConfig
+from megatron_aqaa.training.monitoring.guards import GuardConfig
+from megatron_aqaa.training.monitoring.watchdog import WatchdogConfig
 from megatron_aqaa.training.optimizer import OptimizerConfig
-from megatron_aqaa.training.watchdog import WatchdogConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from megatron.core.optimizer import MegatronOptimizer
 
-from megatron_aqaa.training.guards import Judge, always
+from megatron_aqaa.training.monitoring.guards import Judge, always
 from megatron_aqaa.training.schedule import Batch, Loss, Update, evaluate, global_sums, gradients, update
 from megatron_aqaa.vocabulary import GROUP_DURATION_S, GROUP_SIZE, MODALITY_NAMES, Vocabulary
 

@@ -12,16 +12,16 @@ from megatron.core import parallel_state
 from megatron_aqaa import platform
 from megatron_aqaa.checkpoint.agreement import from_rank_zero
 from megatron_aqaa.config import save_config
-from megatron_aqaa.training.guards import Guards, Judge, agreed, always
 from megatron_aqaa.training.lm_config import LoopConfig, TrainConfig
 from megatron_aqaa.training.lm_state import TrainState, build_state
+from megatron_aqaa.training.monitoring.guards import Guards, Judge, agreed, always
+from megatron_aqaa.training.monitoring.skipped import past_of, sequences_of_ranks, write_skipped
+from megatron_aqaa.training.monitoring.telemetry import Result, Telemetry
+from megatron_aqaa.training.monitoring.trackers import require_trackers
+from megatron_aqaa.training.monitoring.watchdog import Watchdog
 from megatron_aqaa.training.optimizer import backbone_learning_rate
 from megatron_aqaa.training.saving import CheckpointSaver
-from megatron_aqaa.training.skipped import past_of, sequences_of_ranks, write_skipped
 from megatron_aqaa.training.stop import StopRequest
-from megatron_aqaa.training.telemetry import Result, Telemetry
-from megatron_aqaa.training.trackers import require_trackers
-from megatron_aqaa.training.watchdog import Watchdog
 from megatron_aqaa.vocabulary import Vocabulary
 
 

@@ -13,7 +13,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_aqaa import platform
-from megatron_aqaa.training.guards import Judge, always
+from megatron_aqaa.training.monitoring.guards import Judge, always
 
 Batch = dict[str, torch.Tensor]
 """token_ids, labels [B, S] int64; loss_mask [B, S] float32; document_ids [B, S] int64; where the model has a

@@ -10,12 +10,12 @@ from torch.utils.data import Dataset
 
 from megatron_aqaa.data.datasets import build_dataset, build_validation_dataset
 from megatron_aqaa.data.sources import source_of
-from megatron_aqaa.training.guards import Judge, always
 from megatron_aqaa.training.lm_batch import micro_batches
 from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.lm_state import TrainState
 from megatron_aqaa.training.lm_step import Batch, StepResult, train_step, validation_step
 from megatron_aqaa.training.loop import num_microbatches, run
+from megatron_aqaa.training.monitoring.guards import Judge, always
 from megatron_aqaa.vocabulary import Vocabulary
 
 

@@ -11,7 +11,7 @@ import pytest
 from megatron_aqaa.data.indexed import DocumentWriter
 from megatron_aqaa.data.loader import batches
 from megatron_aqaa.data.preferences import PairCounts, PairRows, PreferencePairs, TargetKind
-from tests.training.tiny_pairs import VOCABULARY, document, write_documents, write_pairs
+from tests.training.dpo.tiny_pairs import VOCABULARY, document, write_documents, write_pairs
 
 V = VOCABULARY
 L, S, OPEN, CLOSE, EOT = V.linguistic_start, V.semantic_start, V.audio_start, V.audio_end, V.eot

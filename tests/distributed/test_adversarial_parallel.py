@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from megatron_aqaa.audio.mel import MelSpectrogram
-from megatron_aqaa.training.adversarial_fit import Adversary, fit_adversarially
-from megatron_aqaa.training.hift_steps import hift_adversary
-from megatron_aqaa.training.speech_batches import SoundAnalysis, SoundBatch
+from megatron_aqaa.training.speech_models.adversarial_fit import Adversary, fit_adversarially
+from megatron_aqaa.training.speech_models.hift_steps import hift_adversary
+from megatron_aqaa.training.speech_models.speech_batches import SoundAnalysis, SoundBatch
 from megatron_aqaa.vocoder.adversarial_losses import AdversarialWeights
 from megatron_aqaa.vocoder.discriminators import DiscriminatorConfig, Discriminators, Resolution
 from tests.distributed.launch import run
-from tests.training.tiny_adversaries import CONFIG, NOISY, PLAIN, batch_at, networks
+from tests.training.speech_models.tiny_adversaries import CONFIG, NOISY, PLAIN, batch_at, networks
 from tests.vocoder.cosyvoice.tiny_hift import CONFIG as HIFT
 from tests.vocoder.cosyvoice.tiny_hift import hum, tiny_hift
 

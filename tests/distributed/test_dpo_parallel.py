@@ -14,12 +14,12 @@ from torch import Tensor
 from megatron_aqaa import platform
 from megatron_aqaa.checkpoint.store import require_checkpoint
 from megatron_aqaa.platform import ParallelConfig
-from megatron_aqaa.training.dpo import PreferenceOptimization
-from megatron_aqaa.training.dpo_config import DPOTrainConfig
-from megatron_aqaa.training.dpo_step import DPOResult
+from megatron_aqaa.training.dpo.config import DPOTrainConfig
+from megatron_aqaa.training.dpo.step import DPOResult
+from megatron_aqaa.training.dpo.train import PreferenceOptimization
 from megatron_aqaa.training.lm_state import build_state
 from tests.distributed.launch import run
-from tests.training.tiny_pairs import VOCABULARY, pair_config, write_start
+from tests.training.dpo.tiny_pairs import VOCABULARY, pair_config, write_start
 
 pytestmark = pytest.mark.distributed
 

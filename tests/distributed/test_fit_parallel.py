@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megatron_aqaa.tokenizer.quantizers import VectorQuantizer, VqEmaConfig
-from megatron_aqaa.training.fit import FitConfig, fit
+from megatron_aqaa.training.speech_models.fit import FitConfig, fit
 from tests.distributed.launch import run
 
 pytestmark = pytest.mark.distributed

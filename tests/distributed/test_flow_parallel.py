@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from megatron_aqaa.training.fit import FitConfig, fit
+from megatron_aqaa.training.speech_models.fit import FitConfig, fit
 from megatron_aqaa.vocoder import flow
 from megatron_aqaa.vocoder.cosyvoice.flow_loss import FlowBatch, flow_losses, masked_mean
 from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowModel, TokenBatch

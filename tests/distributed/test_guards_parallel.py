@@ -12,10 +12,10 @@ import pytest
 
 from megatron_aqaa import platform
 from megatron_aqaa.platform import ParallelConfig
-from megatron_aqaa.training.guards import GuardConfig
 from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.lm_state import build_state, new_state
 from megatron_aqaa.training.loop import to_the_end
+from megatron_aqaa.training.monitoring.guards import GuardConfig
 from megatron_aqaa.training.train import NextTokens
 from tests.distributed.launch import run
 from tests.training.spoiled import SpoiledTask

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from megatron_aqaa import platform
-from megatron_aqaa.training.guards import Judge, always
 from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.lm_state import build_state
 from megatron_aqaa.training.lm_step import StepResult
 from megatron_aqaa.training.loop import to_the_end
+from megatron_aqaa.training.monitoring.guards import Judge, always
+from megatron_aqaa.training.monitoring.watchdog import WatchdogConfig
 from megatron_aqaa.training.train import NextTokens
-from megatron_aqaa.training.watchdog import WatchdogConfig
 from tests.distributed.launch import run
 from tests.training.tiny_run import VOCABULARY, tiny_config, write_data
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_aqaa.config import load_config
 from megatron_aqaa.platform import ParallelConfig
-from megatron_aqaa.training.dpo_config import DPOTrainConfig
+from megatron_aqaa.training.dpo.config import DPOTrainConfig
 from megatron_aqaa.training.lm_config import TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent

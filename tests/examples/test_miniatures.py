@@ -14,8 +14,8 @@ import pytest
 from megatron_aqaa import platform
 from megatron_aqaa.checkpoint.store import require_checkpoint
 from megatron_aqaa.config import load_config
-from megatron_aqaa.training.dpo import train_dpo
-from megatron_aqaa.training.dpo_config import DPOTrainConfig
+from megatron_aqaa.training.dpo.config import DPOTrainConfig
+from megatron_aqaa.training.dpo.train import train_dpo
 from megatron_aqaa.training.lm_config import TrainConfig
 from megatron_aqaa.training.lm_state import new_state
 from megatron_aqaa.training.train import train
@@ -30,7 +30,7 @@ from tests.examples.recipes import (
     differences,
     recipe,
 )
-from tests.training.tiny_pairs import VOCABULARY, document, groups, logged, write_documents, write_pairs
+from tests.training.dpo.tiny_pairs import VOCABULARY, document, groups, logged, write_documents, write_pairs
 
 SIZES = {
     "model.num_layers": 2,

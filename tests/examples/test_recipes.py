@@ -11,7 +11,7 @@ from megatron_aqaa.data.prepare import PrepareConfig
 from megatron_aqaa.data.prepare_chat import PrepareChatConfig
 from megatron_aqaa.model.config import to_transformer_config
 from megatron_aqaa.platform.device import has_gpu
-from megatron_aqaa.training.dpo_config import DPOTrainConfig
+from megatron_aqaa.training.dpo.config import DPOTrainConfig
 from tests.examples.recipes import (
     FOLDERS,
     ROOT,

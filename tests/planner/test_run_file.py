@@ -10,7 +10,7 @@ import yaml
 
 from megatron_aqaa.planner.cluster import load_cluster
 from megatron_aqaa.planner.run_file import RunSections, read_run
-from megatron_aqaa.training.dpo_config import DPOTrainConfig
+from megatron_aqaa.training.dpo.config import DPOTrainConfig
 from megatron_aqaa.vocabulary import Vocabulary
 from tests.planner.sizes import CLUSTERS
 

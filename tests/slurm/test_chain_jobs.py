@@ -16,7 +16,7 @@ from megatron_aqaa.config import save_config
 from megatron_aqaa.training.lm_config import TrainConfig
 from tests.slurm.cluster import Cluster, until
 from tests.slurm.launch import TWO_BY_TWO, launch
-from tests.training.tiny_pairs import VOCABULARY, document, groups, pair_config, write_documents, write_pairs
+from tests.training.dpo.tiny_pairs import VOCABULARY, document, groups, pair_config, write_documents, write_pairs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 STAGES = ("sft1", "sft2", "dpo", "merge", "export")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from megatron_aqaa.config import load_config, save_config
-from megatron_aqaa.training.dpo_config import DPOTrainConfig
-from tests.training.tiny_pairs import pair_config, write_documents, write_start
+from megatron_aqaa.training.dpo.config import DPOTrainConfig
+from tests.training.dpo.tiny_pairs import pair_config, write_documents, write_start
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from megatron_aqaa.config import load_config
 from megatron_aqaa.data.audio_tokens import TokenizeConfig, tokenize_manifest
 from megatron_aqaa.data.indexed import Documents
 from megatron_aqaa.network_file import load_network
-from megatron_aqaa.training.full_size_vocoder import FlowTrainConfig, HiftTrainConfig
+from megatron_aqaa.training.speech_models.full_size_vocoder import FlowTrainConfig, HiftTrainConfig
 from megatron_aqaa.vocoder.cosyvoice.flow_model import FlowConfig, FlowModel, TokenBatch
 from megatron_aqaa.vocoder.cosyvoice.hift import HiftConfig, HiftGenerator
 from megatron_aqaa.vocoder.discriminators import DiscriminatorConfig

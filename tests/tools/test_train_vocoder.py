@@ -15,7 +15,7 @@ import yaml
 from megatron_aqaa.config import load_config
 from megatron_aqaa.data.audio_tokens import TokenizeConfig, tokenize_manifest
 from megatron_aqaa.data.indexed import Documents
-from megatron_aqaa.training.vocoder_jobs import AcousticTrainConfig, GeneratorTrainConfig
+from megatron_aqaa.training.speech_models.vocoder_jobs import AcousticTrainConfig, GeneratorTrainConfig
 from tests.tokenizer.tiny import write_corpus, write_tokenizer
 
 ROOT = Path(__file__).parents[2]

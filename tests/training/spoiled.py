@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from megatron_aqaa.training.guards import Judge, always
 from megatron_aqaa.training.lm_state import TrainState
 from megatron_aqaa.training.loop import Task
-from megatron_aqaa.training.telemetry import Result
+from megatron_aqaa.training.monitoring.guards import Judge, always
+from megatron_aqaa.training.monitoring.telemetry import Result
 
 
 class SpoiledTask:

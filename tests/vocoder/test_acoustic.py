@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_aqaa.training.vocoder_steps import acoustic_losses, flow_matching_loss
-from megatron_aqaa.training.voice_corpus import VoiceBatch
+from megatron_aqaa.training.speech_models.vocoder_steps import acoustic_losses, flow_matching_loss
+from megatron_aqaa.training.speech_models.voice_corpus import VoiceBatch
 from megatron_aqaa.vocoder import flow
 from megatron_aqaa.vocoder.acoustic import AcousticModel, CodeEmbedding, SamplingConfig
 from megatron_aqaa.vocoder.frames import VoiceFrames

@@ -1,4 +1,4 @@
-"""What the flow model is trained on, and its loss: masked mean squared error of the velocity, for `training.fit`."""
+"""What the flow model is trained on (by `training.speech_models.fit`): masked mean squared error of the velocity."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Preference optimization: configuration, losses, reference, step and the run."""

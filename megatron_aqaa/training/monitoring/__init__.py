@@ -1,0 +1,1 @@
+"""What watches a run and tells of it: telemetry, boards, guards, stragglers, the watchdog."""
