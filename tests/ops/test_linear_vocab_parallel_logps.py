@@ -185,7 +185,7 @@ def test_logits_are_never_held(group: dist.ProcessGroup) -> None:
 
 
 def kept_for_backward(group: dist.ProcessGroup, recompute: bool) -> tuple[Tensor, list[weakref.ref[Tensor]]]:
-    """Log-probabilities of 5 of 37 tokens, and the saved tensors that hold as much as their probabilities of 40 rows."""
+    """Log-probabilities of 5 of 37 tokens, and the saved tensors as large as their probabilities of 40 rows."""
     data, kept = case(37, dtype=torch.bfloat16), []
 
     def save(tensor: Tensor) -> Tensor:
