@@ -43,6 +43,7 @@ class PlannedModel:
     untie_embeddings_and_output_weights: bool = True
     codebook_type_embedding: bool = False
     group_position_embedding: bool = False
+    deterministic_embedding_gradient: bool = True
     params_dtype: Literal["fp32", "bf16", "fp64"] = "bf16"
     fp8: str | None = None
     recompute: Recompute = "none"

@@ -91,7 +91,7 @@ def test_a_disk_that_is_too_small_is_named_before_the_run(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_stages_first(tmp_path: Path, number: signal.Signals) -> None:
-    work = "import time; open(r'{run}/begun', 'w').close()\ntry: time.sleep(60)\nfinally: "
+    work = "import time\ntry: open(r'{run}/begun', 'w').close(); time.sleep(60)\nfinally: "
     code = work + "open(r'{run}/saved', 'w').close()"
     stage = Stage("slow", ("python", "-c", code), outputs=("saved",))
 
