@@ -32,8 +32,9 @@ from megatron_aqaa.ops.vocab_parallel_logps import (
     softmax_ids,
 )
 
-# A block has at least this many rows. At [922, 256] × 5376 in bf16 256 rows cost 1.18×, 128 rows 1.35×; at hidden 256
-# and 3072 more than 512 gain nothing (forward and backward, one EPYC core, 2026-11).
+# A block has at least this many rows. At [922, 256] × 5376 in bf16 256 rows cost 1.18×, 128 rows 1.35×; more than 512
+# gain nothing there. It also has a third of the width of `hidden`, whose fp32 gradient is read and written once a block:
+# at [1024, 3072] × 9344 512 rows cost 1.04× (kept, forward and backward, one EPYC core, 2026-11).
 _FEWEST_ROWS = 512
 
 
@@ -102,7 +103,8 @@ def _checked_logps(
 ) -> Tensor:
     check_labels(labels, len(hidden), ids)
     if block_rows is None:
-        block_rows = max(_FEWEST_ROWS, BLOCK_ELEMENTS[hidden.device.type] // max(1, len(hidden)))
+        suits_cache = BLOCK_ELEMENTS[hidden.device.type] // max(1, len(hidden))
+        block_rows = max(_FEWEST_ROWS, hidden.shape[1] // 3, suits_cache)
     blocks = [
         slice(start, min(start + block_rows, part.stop))
         for part in local_rows(ids, len(weight), group)
