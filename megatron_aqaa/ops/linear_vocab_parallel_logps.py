@@ -33,8 +33,8 @@ from megatron_aqaa.ops.vocab_parallel_logps import (
 )
 
 # A block has at least this many rows. At [922, 256] × 5376 in bf16 256 rows cost 1.18×, 128 rows 1.35×; more than 512
-# gain nothing there. It also has a third of the width of `hidden`, whose fp32 gradient is read and written once a block:
-# at [1024, 3072] × 9344 512 rows cost 1.04× (kept, forward and backward, one EPYC core, 2026-11).
+# gain nothing there. It also has a third of the width of `hidden`, whose fp32 gradient is added to once a block: at
+# [1024, 3072] × 9344 512 rows cost 1.04× (probabilities kept; all forward and backward, one EPYC core, 2026-11).
 _FEWEST_ROWS = 512
 
 
