@@ -18,6 +18,7 @@ import numpy as np
 from side_by_side import Forms, core_milliseconds, medians, row, save
 
 from megatron_aqaa import ops
+from megatron_aqaa.vocabulary import Vocabulary
 
 # Calls that bring 16 MB back into the third-level cache behind a form that swept it, which the lists of Python do. With
 # the usual two, the form behind Python paid: `interleave_text_audio` took .35-.40 ms there, .27 in any other place.
@@ -32,7 +33,7 @@ def cold_milliseconds(call: Callable[[], object]) -> float:
 
 
 def index_forms() -> dict[str, Forms]:
-    random = np.random.default_rng(0)
+    random, audio_range = np.random.default_rng(0), Vocabulary().audio_range
     linguistic, semantic = random.integers(0, 1024, 400_000), random.integers(0, 4096, 600_000)
     text, audio = random.integers(0, 65536, 400_000), random.integers(65536, 70656, 600_000)
     lists = [x.tolist() for x in (linguistic, semantic, text, audio)]
@@ -41,12 +42,12 @@ def index_forms() -> dict[str, Forms]:
     lengths = np.clip(random.lognormal(5.5, 1.0, 5_000).astype(np.int64), 1, 8192)
     return {
         "interleave_codes": {
-            "ours": lambda: ops.interleave_codes(linguistic, semantic, linguistic_start=65536, semantic_start=66560),
+            "ours": lambda: ops.interleave_codes(linguistic, semantic, **audio_range),
             "numpy": lambda: np.hstack((linguistic.reshape(-1, 2) + 65536, semantic.reshape(-1, 3) + 66560)).ravel(),
             "Python": lambda: python_codes(lists[0], lists[1]),
         },
         "deinterleave_codes": {
-            "ours": lambda: ops.deinterleave_codes(groups, linguistic_start=65536, semantic_start=66560),
+            "ours": lambda: ops.deinterleave_codes(groups, **audio_range),
             "numpy": lambda: numpy_deinterleave(groups),
             "Python": lambda: python_deinterleave(listed),
         },

@@ -31,44 +31,82 @@ struct AudioRange {
 // As unsigned a negative number lies above every limit: one comparison for both.
 inline bool in_range(int64_t code, int64_t size) { return static_cast<uint64_t>(code) < static_cast<uint64_t>(size); }
 
-inline int64_t checked_code(const int64_t* codes, int64_t index, int64_t size, const char* name) {
-  const int64_t code = codes[index];
-  if (in_range(code, size)) return code;
-  const std::string what = std::string(name) + "[" + std::to_string(index) + "] = " + std::to_string(code);
-  if (code < 0) throw std::invalid_argument(what + " is negative: pass codes from 0, before any offset is added");
+// As unsigned numbers, whose sum and difference are defined for whatever stands in an array.
+inline int64_t id_of(int64_t code, int64_t start) {
+  return static_cast<int64_t>(static_cast<uint64_t>(code) + static_cast<uint64_t>(start));
+}
+
+inline int64_t code_of(int64_t id, int64_t start) {
+  return static_cast<int64_t>(static_cast<uint64_t>(id) - static_cast<uint64_t>(start));
+}
+
+// A group is checked as a whole, and looked at code by code only to say which one is wrong: a branch and an error of
+// its own for each code took 2.4 ms a million ids instead of 0.4.
+[[noreturn, gnu::noinline, gnu::cold]] inline void refuse_code(const int64_t* codes, int64_t count, int64_t index,
+                                                               int64_t size, const char* name) {
+  const int64_t bad = std::find_if(codes, codes + count, [&](int64_t code) { return !in_range(code, size); }) - codes;
+  const std::string what = std::string(name) + "[" + std::to_string(index + bad) + "] = " + std::to_string(codes[bad]);
+  if (codes[bad] < 0) throw std::invalid_argument(what + " is negative: pass codes from 0, before any offset is added");
   throw std::invalid_argument(what + " is no code of this codebook: they end at " + std::to_string(size - 1));
+}
+
+template <int64_t kCount>
+inline bool add_start(const int64_t* codes, int64_t start, int64_t size, int64_t* ids) {
+  bool valid = true;
+  for (int64_t i = 0; i < kCount; ++i) {
+    valid &= in_range(codes[i], size);
+    ids[i] = id_of(codes[i], start);
+  }
+  return valid;
 }
 
 inline void interleave_codes(const int64_t* linguistic, const int64_t* semantic, int64_t num_groups,
                              const AudioRange& range, int64_t* out) {
+  constexpr int64_t kL = kLinguisticPerGroup, kS = kSemanticPerGroup;
   const int64_t num_linguistic = range.num_linguistic(), num_semantic = range.num_semantic();
-  for (int64_t group = 0; group < num_groups; ++group) {
-    for (int64_t i = 0; i < kLinguisticPerGroup; ++i)
-      *out++ = range.linguistic_start +
-               checked_code(linguistic, group * kLinguisticPerGroup + i, num_linguistic, "linguistic");
-    for (int64_t i = 0; i < kSemanticPerGroup; ++i)
-      *out++ = range.semantic_start + checked_code(semantic, group * kSemanticPerGroup + i, num_semantic, "semantic");
+  const int64_t linguistic_start = range.linguistic_start, semantic_start = range.semantic_start;
+  for (int64_t group = 0; group < num_groups; ++group, out += kTokensPerGroup) {
+    const int64_t *l = linguistic + group * kL, *s = semantic + group * kS;
+    if (!add_start<kL>(l, linguistic_start, num_linguistic, out))
+      refuse_code(l, kL, group * kL, num_linguistic, "linguistic");
+    if (!add_start<kS>(s, semantic_start, num_semantic, out + kL))
+      refuse_code(s, kS, group * kS, num_semantic, "semantic");
   }
 }
 
-inline int64_t checked_id(const int64_t* ids, int64_t index, int64_t start, int64_t size, const char* name) {
-  const auto code = static_cast<int64_t>(static_cast<uint64_t>(ids[index]) - static_cast<uint64_t>(start));
-  if (in_range(code, size)) return code;
-  throw std::invalid_argument("token " + std::to_string(ids[index]) + " at position " + std::to_string(index) +
+[[noreturn, gnu::noinline, gnu::cold]] inline void refuse_id(const int64_t* ids, int64_t index, int64_t start,
+                                                             int64_t size, const char* name) {
+  int64_t bad = 0;
+  while (in_range(code_of(ids[bad], start), size)) ++bad;
+  throw std::invalid_argument("token " + std::to_string(ids[bad]) + " at position " + std::to_string(index + bad) +
                               " breaks the group grammar [L L S S S]: a " + name + " id is due there, " +
                               (start + size == INT64_MAX
                                    ? "from " + std::to_string(start)
                                    : std::to_string(start) + " to " + std::to_string(start + size - 1)));
 }
 
+template <int64_t kCount>
+inline bool take_start(const int64_t* ids, int64_t start, int64_t size, int64_t* codes) {
+  bool valid = true;
+  for (int64_t i = 0; i < kCount; ++i) {
+    codes[i] = code_of(ids[i], start);
+    valid &= in_range(codes[i], size);
+  }
+  return valid;
+}
+
 inline void deinterleave_codes(const int64_t* ids, int64_t num_groups, const AudioRange& range, int64_t* linguistic,
                                int64_t* semantic) {
+  constexpr int64_t kL = kLinguisticPerGroup, kS = kSemanticPerGroup;
   const int64_t num_linguistic = range.num_linguistic(), num_semantic = range.num_semantic();
-  for (int64_t index = 0; index < num_groups * kTokensPerGroup;) {
-    for (int64_t i = 0; i < kLinguisticPerGroup; ++i, ++index)
-      *linguistic++ = checked_id(ids, index, range.linguistic_start, num_linguistic, "linguistic");
-    for (int64_t i = 0; i < kSemanticPerGroup; ++i, ++index)
-      *semantic++ = checked_id(ids, index, range.semantic_start, num_semantic, "semantic");
+  const int64_t linguistic_start = range.linguistic_start, semantic_start = range.semantic_start;
+  for (int64_t index = 0; index < num_groups * kTokensPerGroup; index += kTokensPerGroup) {
+    if (!take_start<kL>(ids + index, linguistic_start, num_linguistic, linguistic))
+      refuse_id(ids + index, index, linguistic_start, num_linguistic, "linguistic");
+    if (!take_start<kS>(ids + index + kL, semantic_start, num_semantic, semantic))
+      refuse_id(ids + index + kL, index + kL, semantic_start, num_semantic, "semantic");
+    linguistic += kL;
+    semantic += kS;
   }
 }
 
