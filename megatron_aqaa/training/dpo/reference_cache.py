@@ -25,7 +25,13 @@ from megatron_aqaa.data.indexed import mask_prefix
 from megatron_aqaa.training.dpo.config import DPOTrainConfig
 from megatron_aqaa.vocabulary import Vocabulary
 
-_NOT_OF_THE_FUNCTION = ("recompute", "recompute_logits", "init_method_std", "max_sequence_length")
+_NOT_OF_THE_FUNCTION = (
+    "recompute",
+    "recompute_logits",
+    "deterministic_embedding_gradient",
+    "init_method_std",
+    "max_sequence_length",
+)
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
