@@ -43,8 +43,7 @@ def drawn_audio(groups: int, random: np.random.Generator) -> NDArray[np.int64]:
     return ops.interleave_codes(
         random.integers(0, VOCABULARY.linguistic_size, 2 * groups),
         random.integers(0, VOCABULARY.semantic_size, 3 * groups),
-        linguistic_start=VOCABULARY.linguistic_start,
-        semantic_start=VOCABULARY.semantic_start,
+        **VOCABULARY.audio_range,
     )
 
 

@@ -84,3 +84,4 @@ def test_what_waits_for_a_failed_stage_is_cancelled(cluster: Cluster, folder: Pa
         300.0,
         lambda: cluster.story(jobs["export"]),
     )
+    assert not [name for name in ("sft2", "dpo", "merged", "exported") if (folder / name).exists()]
